@@ -1,0 +1,42 @@
+"""PVT, PVTv2 and P2T, the pyramid transformer backbones, as Hugging Face models.
+
+Importing the package registers the three families with Transformers' Auto classes. For "pvt" and "pvt_v2" that
+replaces Transformers' own classes from then on.
+"""
+
+from importlib.metadata import version
+
+from .auto import register
+from .configuration_p2t import P2tConfig
+from .configuration_pvt import PvtConfig
+from .configuration_pvt_v2 import PvtV2Config
+from .modeling_p2t import P2tBackbone, P2tForImageClassification, P2tModel, P2tPreTrainedModel
+from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
+from .modeling_pvt_v2 import PvtV2Backbone, PvtV2ForImageClassification, PvtV2Model, PvtV2PreTrainedModel
+from .original_checkpoints import load_original
+from .variants import VARIANTS, variant_config
+
+__version__ = version("hf_pvt")
+
+__all__ = [
+    "VARIANTS",
+    "P2tBackbone",
+    "P2tConfig",
+    "P2tForImageClassification",
+    "P2tModel",
+    "P2tPreTrainedModel",
+    "PvtBackbone",
+    "PvtConfig",
+    "PvtForImageClassification",
+    "PvtModel",
+    "PvtPreTrainedModel",
+    "PvtV2Backbone",
+    "PvtV2Config",
+    "PvtV2ForImageClassification",
+    "PvtV2Model",
+    "PvtV2PreTrainedModel",
+    "load_original",
+    "variant_config",
+]
+
+register()

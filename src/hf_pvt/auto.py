@@ -1,0 +1,47 @@
+"""The one table of what `import hf_pvt` registers with Transformers' Auto classes.
+
+For "pvt" and "pvt_v2" this replaces Transformers' own classes, which is the point of the import: `exist_ok=True`.
+"""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PvtImageProcessor,
+)
+
+from .configuration_p2t import P2tConfig
+from .configuration_pvt import PvtConfig
+from .configuration_pvt_v2 import PvtV2Config
+from .modeling_p2t import P2tBackbone, P2tForImageClassification, P2tModel
+from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
+from .modeling_pvt_v2 import PvtV2Backbone, PvtV2ForImageClassification, PvtV2Model
+
+AUTO_CLASSES: dict[type[PreTrainedConfig], dict[type, type]] = {
+    PvtConfig: {
+        AutoModel: PvtModel,
+        AutoBackbone: PvtBackbone,
+        AutoModelForImageClassification: PvtForImageClassification,
+    },
+    PvtV2Config: {
+        AutoModel: PvtV2Model,
+        AutoBackbone: PvtV2Backbone,
+        AutoModelForImageClassification: PvtV2ForImageClassification,
+    },
+    P2tConfig: {
+        AutoModel: P2tModel,
+        AutoBackbone: P2tBackbone,
+        AutoModelForImageClassification: P2tForImageClassification,
+    },
+}
+
+
+def register() -> None:
+    """Tell the Auto classes of the three families."""
+    for config_class, classes in AUTO_CLASSES.items():
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto_class, model_class in classes.items():
+            auto_class.register(config_class, model_class, exist_ok=True)

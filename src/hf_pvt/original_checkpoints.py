@@ -1,0 +1,280 @@
+"""Published checkpoints as Transformers models: what they call the weights, and what they say of the architecture.
+
+`load_original` reads the classification checkpoints of PVT, PVTv2 and P2T as their authors publish them, and timm's
+PVTv2. A `Layout` is an ordered table from our names to a source's; the architecture is read off the shapes found under
+those names, and every error speaks in the source's names.
+"""
+
+import argparse
+import math
+import os
+import pickle
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
+
+from .auto import AUTO_CLASSES
+from .variants import CONFIG_CLASSES, VARIANTS, VariantConfig
+
+StateDict = dict[str, Tensor]
+Renames = tuple[tuple[str, str], ...]
+
+STAGES = 4
+
+
+def _per_stage(*renames: tuple[str, str]) -> Renames:
+    """The renames for each stage: `<i>` counts from 0 as ours do, `<n>` from 1 as the published ones."""
+    return tuple(
+        (pattern.replace("<i>", str(i)), name.replace("<i>", str(i)).replace("<n>", str(i + 1)))
+        for i in range(STAGES)
+        for pattern, name in renames
+    )
+
+
+# Ours -> published, applied in order as `re.sub`.
+PUBLISHED: Renames = (
+    *_per_stage(
+        (r"^encoder\.layers\.<i>\.patch_embedding\.proj\.", r"patch_embed<n>.proj."),
+        (r"^encoder\.layers\.<i>\.patch_embedding\.layer_norm\.", r"patch_embed<n>.norm."),
+        (r"^encoder\.layers\.<i>\.patch_embedding\.position_embeddings", r"pos_embed<n>"),
+        (r"^encoder\.layers\.<i>\.patch_embedding\.cls_token", r"cls_token"),
+        (r"^encoder\.layers\.<i>\.pyramid_pooling\.convs\.", r"d_convs<n>."),
+        (r"^encoder\.layers\.<i>\.blocks\.", r"block<n>."),
+        (r"^encoder\.layers\.<i>\.layer_norm\.", r"norm<n>."),
+    ),
+    (r"^encoder\.layer_norm\.", r"norm."),
+    (r"^classifier\.", r"head."),
+    (r"\.layer_norm_(\d)\.", r".norm\1."),
+    (r"\.attention\.query\.", r".attn.q."),
+    (r"\.attention\.(key|value)\.", r".attn.kv."),
+    (r"\.attention\.proj\.", r".attn.proj."),
+    (r"\.attention\.spatial_reduction\.", r".attn.sr."),
+    (r"\.attention\.layer_norm\.", r".attn.norm."),
+    (r"\.mlp\.dense(\d)\.", r".mlp.fc\1."),
+)
+
+# P2T wraps the projections and has no module around the depthwise convolution.
+PUBLISHED_P2T: Renames = (
+    *PUBLISHED,
+    (r"\.attn\.(q|kv)\.", r".attn.\1.0."),
+    (r"\.mlp\.dwconv\.dwconv\.", r".mlp.conv."),
+)
+
+TIMM_PVT_V2: Renames = (
+    *PUBLISHED,
+    (r"^patch_embed1\.", r"patch_embed."),
+    *((rf"^patch_embed{i + 1}\.", rf"stages.{i}.downsample.") for i in range(1, STAGES)),
+    *((rf"^block{i + 1}\.", rf"stages.{i}.blocks.") for i in range(STAGES)),
+    *((rf"^norm{i + 1}\.", rf"stages.{i}.norm.") for i in range(STAGES)),
+    (r"\.mlp\.dwconv\.dwconv\.", r".mlp.dwconv."),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one source names the weights of one family."""
+
+    source: str
+    model_type: str
+    marker: str  # a key that this layout has and no other
+    renames: Renames
+
+    def name(self, ours: str) -> str:
+        """The source's name of our weight `ours` (without the base model's prefix)."""
+        for pattern, replacement in self.renames:
+            ours = re.sub(pattern, replacement, ours)
+        return ours
+
+
+LAYOUTS = (
+    Layout("published P2T", "p2t", "d_convs1.0.weight", PUBLISHED_P2T),
+    Layout("published PVT", "pvt", "pos_embed1", PUBLISHED),
+    Layout("published PVTv2", "pvt_v2", "block1.0.mlp.dwconv.dwconv.weight", PUBLISHED),
+    Layout("timm PVTv2", "pvt_v2", "stages.0.blocks.0.mlp.dwconv.weight", TIMM_PVT_V2),
+)
+
+
+def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreTrainedModel:
+    """The model of a published checkpoint, in evaluation mode and float32, with family and variant recognised.
+
+    Args:
+        path: a .pth or .safetensors file: the published PVT, PVTv2 or P2T classification checkpoint (bare, or under
+            `model` or `state_dict`, with or without `module.` before every key) or a timm PVTv2 state dict.
+        config_overrides: configuration fields to set, such as `id2label`, or `image_size=(height, width)` for a PVT
+            whose position embeddings belong to images that are not square.
+
+    Returns:
+        The image classifier where the checkpoint has a head, the base model where it has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not such a checkpoint, holds code, or its keys and shapes do not fit; the message names
+            them.
+    """
+    weights = read_weights(path)
+    layout = recognise_layout(weights, path)
+    config = read_config(weights, layout, config_overrides)
+    auto_class = AutoModelForImageClassification if layout.name("classifier.weight") in weights else AutoModel
+    with torch.device("meta"):
+        model: PreTrainedModel = AUTO_CLASSES[type(config)][auto_class](config)
+    model.load_state_dict(convert(weights, layout, model, path), strict=True, assign=True)
+    return model.eval()
+
+
+def read_weights(path: str | os.PathLike[str]) -> StateDict:
+    """The flat state dict in a file, out of the containers that training scripts put around it. Never runs code."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a checkpoint file; open a saved model with `from_pretrained`.")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint file {path}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty; download the checkpoint again.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for container in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(container), dict):
+            content = content[container]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds a {type(content).__name__} without weights, expected a state dict.")
+    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise ValueError(f"{path} is not a state dict: no tensors under {_listing(strangers)}.")
+    if all(key.startswith("module.") for key in content):
+        return {key.removeprefix("module."): weight for key, weight in content.items()}
+    return content
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); download it again.") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # Training scripts put their argparse.Namespace beside the weights; it holds plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            name = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
+            raise ValueError(
+                f"{path} is refused: it is a pickle that would run code ({name[1] if name else 'unknown'}); only "
+                "tensors and plain values are read."
+            ) from error
+        raise ValueError(f"{path} is not a PyTorch checkpoint, expected a .pth or .safetensors file.") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not a whole PyTorch checkpoint; download it again.") from error
+
+
+def recognise_layout(weights: StateDict, path: str | os.PathLike[str]) -> Layout:
+    """The layout whose marker is among the keys."""
+    for layout in LAYOUTS:
+        if layout.marker in weights:
+            return layout
+    heads = sorted({key.split(".")[0] for key in weights} & {"backbone", "neck", "decode_head"})
+    if heads:
+        raise ValueError(
+            f"{path} is a segmentation checkpoint ({', '.join(f'{head}.*' for head in heads)}); only classification "
+            "checkpoints are read."
+        )
+    raise ValueError(
+        f"{path} is none of: {', '.join(layout.source for layout in LAYOUTS)}; its keys are {_listing(weights)}."
+    )
+
+
+def read_config(weights: StateDict, layout: Layout, overrides: dict[str, Any]) -> VariantConfig:
+    """The configuration that the shapes tell. Heads cannot be told: all published models have 1, 2, 5 and 8."""
+
+    def shape(ours: str) -> torch.Size | None:
+        weight = weights.get(layout.name(ours))
+        return None if weight is None else weight.shape
+
+    def depth(stage: int) -> int:
+        name = "encoder.layers.{}.blocks.{}.layer_norm_1.weight"
+        return next(block for block in range(len(weights) + 1) if shape(name.format(stage, block)) is None)
+
+    embeddings = [shape(f"encoder.layers.{stage}.patch_embedding.proj.weight") for stage in range(STAGES)]
+    expansions = [shape(f"encoder.layers.{stage}.blocks.0.mlp.dense1.weight") for stage in range(STAGES)]
+    if None in embeddings or None in expansions:
+        raise ValueError(f"incomplete {layout.source} checkpoint: not all {STAGES} stages are in it.")
+    fields: dict[str, Any] = {
+        "num_channels": embeddings[0][1],
+        "hidden_sizes": tuple(embedding[0] for embedding in embeddings),
+        "depths": tuple(depth(stage) for stage in range(STAGES)),
+        "mlp_ratios": tuple(expansion[0] // expansion[1] for expansion in expansions),
+    }
+    if layout.model_type == "pvt_v2":
+        reduction = f"encoder.layers.{STAGES - 1}.blocks.0.attention.spatial_reduction.weight"
+        fields["linear_attention"] = shape(reduction) is not None
+    if layout.model_type == "pvt" and "image_size" not in overrides:
+        fields["image_size"] = _square_image_size(weights[layout.marker])
+    if (head := shape("classifier.weight")) is not None and "id2label" not in overrides:
+        fields["num_labels"] = head[0]
+    for variant in VARIANTS.values():
+        if variant.model_type == layout.model_type and variant.architecture.items() <= {
+            **fields, "drop_path_rate": variant.drop_path_rate
+        }.items():
+            fields["drop_path_rate"] = variant.drop_path_rate
+    return CONFIG_CLASSES[layout.model_type](**(fields | overrides))
+
+
+def _square_image_size(position_embeddings: Tensor) -> int:
+    """The side in pixels of the square image whose first grid has this many tokens, 4 pixels apart."""
+    tokens = position_embeddings.shape[1]
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(
+            f"the position embeddings belong to {tokens} tokens, which make no square; pass "
+            "image_size=(height, width) of the images that the model was trained on."
+        )
+    return 4 * side
+
+
+def convert(weights: StateDict, layout: Layout, model: PreTrainedModel, path: str | os.PathLike[str]) -> StateDict:
+    """Our state dict of `model` from a source's weights; every key of both sides has to be used, in its shape."""
+    converted: StateDict = {}
+    missing: list[str] = []
+    misshapen: list[str] = []
+    unknown = set(weights)
+    for ours, parameter in model.state_dict().items():
+        theirs = layout.name(ours.removeprefix(f"{model.base_model_prefix}."))
+        unknown.discard(theirs)
+        if theirs not in weights:
+            missing.append(theirs)
+            continue
+        weight = _part_of(weights[theirs], ours)
+        if weight.dim() == 4 and parameter.dim() == 2 and weight.shape[2:] == (1, 1):
+            weight = weight.flatten(1)  # P2T's 1x1 convolutions are linears here
+        if weight.shape != parameter.shape:
+            misshapen.append(f"{theirs} {tuple(weights[theirs].shape)}")
+            continue
+        converted[ours] = weight.to(torch.float32, copy=True)
+    problems = {"unknown": unknown, "missing": dict.fromkeys(missing), "misshapen": misshapen}
+    report = [f"{kind} keys: {_listing(sorted(keys))}" for kind, keys in problems.items() if keys]
+    if report:
+        raise ValueError(f"{path}, recognised as {layout.source}, does not fit: {'; '.join(report)}.")
+    return converted
+
+
+def _part_of(weight: Tensor, ours: str) -> Tensor:
+    """Published checkpoints hold keys and values in one matrix, keys first."""
+    if ".attention.key." in ours:
+        return weight.chunk(2)[0]
+    if ".attention.value." in ours:
+        return weight.chunk(2)[-1]
+    return weight
+
+
+def _listing(keys: Iterable[str], limit: int = 8) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
