@@ -18,11 +18,18 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from transformers.activations import GELUActivation
 
-# Expanded activation of one band, in bytes: it has to stay in the second-level cache of one or two cores.
+# Expanded activation of one band, in bytes: small enough for the cache, large enough to keep the calls few.
 BAND_BYTES = 4 * 2**20
 # Below this many tokens reordering the weight for oneDNN costs more than the product gains.
 MIN_ONEDNN_TOKENS = 128
+
+_IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    GELUActivation: torch.ops.aten.gelu_,
+    nn.Hardswish: torch.ops.aten.hardswish_,
+    nn.ReLU: torch.relu_,
+}
 
 
 def is_plain_inference(tokens: Tensor, module: nn.Module) -> bool:
@@ -54,6 +61,12 @@ def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
     return layer(tokens)
 
 
+def activate_in_place(activation: nn.Module, hidden: Tensor) -> Tensor:
+    """`activation(hidden)`, overwriting `hidden` where PyTorch can."""
+    function = _IN_PLACE.get(type(activation))
+    return activation(hidden) if function is None else function(hidden)
+
+
 def in_row_bands(
     expand: Callable[[Tensor, tuple[int, int]], Tensor],
     contract: Callable[[Tensor], Tensor],
@@ -72,6 +85,7 @@ def in_row_bands(
     rows = tokens.view(batch, height, width, channels)  # (B, H, W, C)
     output = torch.empty_like(rows)
     rows_per_band = max(1, BAND_BYTES // (width * expanded_dim * tokens.element_size()))
+    _keep_bands_on_the_heap()
     for images, top, bottom in _bands(batch, height, rows_per_band):
         first, last = max(top - halo, 0), min(bottom + halo, height)
         band = rows[images, first:last].flatten(1, 2)  # (b, R*W, C)
@@ -87,6 +101,15 @@ def _bands(batch: int, height: int, rows_per_band: int) -> Iterator[tuple[slice,
     for image in range(0, batch, images_per_band):
         for top in range(0, height, rows_per_band):
             yield slice(image, image + images_per_band), top, min(top + rows_per_band, height)
+
+
+def _keep_bands_on_the_heap() -> None:
+    """Allocate and free, untouched, as much as the buffers of a band take together.
+
+    glibc maps blocks larger than the largest it has seen freed, and unmaps them at once: every band would pay the page
+    faults of fresh buffers. After this block the bands' buffers come from the heap and stay there.
+    """
+    torch.empty(4 * BAND_BYTES, dtype=torch.uint8)
 
 
 def _is_untouched(module: nn.Module) -> bool:

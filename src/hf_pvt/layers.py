@@ -5,6 +5,8 @@ C channels, E expanded channels, D channels of a head. `grid` is (H, W). Tokens 
 so that the map (B, C, H, W) is a view of them and neither direction copies.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +15,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cpu_inference import in_row_bands, is_plain_inference, linear
+from .cpu_inference import activate_in_place, in_row_bands, is_plain_inference, linear
 
 Grid = tuple[int, int]
+Activate = Callable[[nn.Module, Tensor], Tensor]
 
 
 def tokens_to_map(tokens: Tensor, grid: Grid) -> Tensor:
@@ -199,14 +202,17 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         if is_plain_inference(tokens, self):
-            return in_row_bands(self.expand, self.contract, tokens, grid, self.dense1.out_features, self.halo)
+            expand = partial(self.expand, activate=activate_in_place)
+            return in_row_bands(expand, self.contract, tokens, grid, self.dense1.out_features, self.halo)
         return self.contract(self.expand(tokens, grid))
 
-    def expand(self, tokens: Tensor, grid: Grid) -> Tensor:
-        return self.activation(linear(self.dense1, tokens))  # (B, N, E)
+    def expand(self, tokens: Tensor, grid: Grid, activate: Activate = nn.Module.__call__) -> Tensor:
+        """(B, N, C) -> (B, N, E); `activate(module, hidden)` applies an activation."""
+        return activate(self.activation, linear(self.dense1, tokens))
 
     def contract(self, hidden: Tensor) -> Tensor:
-        return self.dropout(linear(self.dense2, self.dropout(hidden)))  # (B, N, C)
+        """(B, N, E) -> (B, N, C)."""
+        return self.dropout(linear(self.dense2, self.dropout(hidden)))
 
 
 class ConvFeedForward(FeedForward):
@@ -221,9 +227,9 @@ class ConvFeedForward(FeedForward):
         self.inner_activation = inner_activation
         self.dwconv = DepthwiseConv(expanded_dim)
 
-    def expand(self, tokens: Tensor, grid: Grid) -> Tensor:
-        hidden = self.inner_activation(linear(self.dense1, tokens))  # (B, N, E)
-        return self.activation(self.dwconv(hidden, grid))  # (B, N, E)
+    def expand(self, tokens: Tensor, grid: Grid, activate: Activate = nn.Module.__call__) -> Tensor:
+        hidden = activate(self.inner_activation, linear(self.dense1, tokens))  # (B, N, E)
+        return activate(self.activation, self.dwconv(hidden, grid))  # (B, N, E)
 
 
 class DepthwiseConv(nn.Module):

@@ -3,6 +3,7 @@
 Legend: see `layers`.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from .modeling_pyramid import (
     draw_as_pytorch,
 )
 from .pyramid import PyramidStage
+from .remote_code import write_remote_code
 
 
 class PyramidPooling(nn.Module):
@@ -114,6 +116,20 @@ class P2tPreTrainedModel(PyramidPreTrainedModel):
     config_class = P2tConfig
     base_model_prefix = "p2t"
     stage_class = P2tStage
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """As Transformers', and with the code beside the weights, because Transformers has no P2T."""
+        self.config.auto_map = {
+            "AutoConfig": "configuration_p2t.P2tConfig",
+            "AutoModel": "modeling_p2t.P2tModel",
+            "AutoBackbone": "modeling_p2t.P2tBackbone",
+            "AutoModelForImageClassification": "modeling_p2t.P2tForImageClassification",
+        }
+        if is_main_process:
+            write_remote_code(self, save_directory)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
