@@ -124,8 +124,9 @@ def best_product_rate() -> float:
 
 def gmacs(size: int) -> float:
     """Multiply-accumulates of one image, counted on the meta device."""
-    from hf_pvt import PvtV2ForImageClassification, variant_config
     from torch.utils.flop_counter import FlopCounterMode
+
+    from hf_pvt import PvtV2ForImageClassification, variant_config
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         config = variant_config("pvt-v2-b2", num_labels=1000, attn_implementation="eager")

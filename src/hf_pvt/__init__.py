@@ -10,6 +10,7 @@ from .auto import register
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
+from .image_processing_pvt import classification_image_processor
 from .modeling_p2t import P2tBackbone, P2tForImageClassification, P2tModel, P2tPreTrainedModel
 from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
 from .modeling_pvt_v2 import PvtV2Backbone, PvtV2ForImageClassification, PvtV2Model, PvtV2PreTrainedModel
@@ -35,6 +36,7 @@ __all__ = [
     "PvtV2ForImageClassification",
     "PvtV2Model",
     "PvtV2PreTrainedModel",
+    "classification_image_processor",
     "load_original",
     "variant_config",
 ]

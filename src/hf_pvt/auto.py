@@ -3,14 +3,15 @@
 For "pvt" and "pvt_v2" this replaces Transformers' own classes, which is the point of the import: `exist_ok=True`.
 """
 
+from typing import Any
+
 from transformers import (
     AutoBackbone,
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
-    PvtImageProcessor,
+    PreTrainedModel,
 )
 
 from .configuration_p2t import P2tConfig
@@ -20,7 +21,7 @@ from .modeling_p2t import P2tBackbone, P2tForImageClassification, P2tModel
 from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
 from .modeling_pvt_v2 import PvtV2Backbone, PvtV2ForImageClassification, PvtV2Model
 
-AUTO_CLASSES: dict[type[PreTrainedConfig], dict[type, type]] = {
+AUTO_CLASSES: dict[type[PreTrainedConfig], dict[Any, type[PreTrainedModel]]] = {
     PvtConfig: {
         AutoModel: PvtModel,
         AutoBackbone: PvtBackbone,

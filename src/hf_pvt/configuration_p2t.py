@@ -26,8 +26,9 @@ class P2tConfig(PyramidConfig):
             Stride of each patch embedding.
         num_attention_heads (`list[int]`, *optional*, defaults to `[1, 2, 5, 8]`):
             Attention heads of each stage.
-        pool_ratios (`list[list[int]]`, *optional*, defaults to `[[12, 16, 20, 24], [6, 8, 10, 12], [3, 4, 5, 6], [1, 2, 3, 4]]`):
-            Keys and values of a stage come from its map pooled to grids this many times coarser.
+        pool_ratios (`list[list[int]]`, *optional*, defaults to `[[12, 16, 20, 24], ..., [1, 2, 3, 4]]`):
+            Keys and values of a stage come from its map pooled to grids this many times coarser; halved from stage to
+            stage.
         mlp_ratios (`list[int]`, *optional*, defaults to `[8, 8, 4, 4]`):
             Expansion of each stage's feed-forward.
         hidden_act (`str`, *optional*, defaults to `"hardswish"`):

@@ -52,7 +52,8 @@ class PvtConfig(PyramidConfig):
         layer_norm_eps (`float`, *optional*, defaults to 1e-06):
             Epsilon of the blocks' norms and of the final one.
         reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-05):
-            Epsilon of the norms in patch embeddings and of the reduced keys and values (Transformers: `layer_norm_eps`).
+            Epsilon of the norms in patch embeddings and of the reduced keys and values. Transformers' own model uses
+            `layer_norm_eps` (1e-6) there; that moves the logits by about 5e-6.
         qkv_bias (`bool`, *optional*, defaults to `True`):
             Bias of queries, keys and values.
 
@@ -76,12 +77,20 @@ class PvtConfig(PyramidConfig):
             height, width = height // stride, width // stride
         return height, width
 
-    def validate_class_token(self) -> None:
-        """The class token cannot be reduced."""
+    def validate_stages(self) -> None:
+        """As the pyramids'; and the class token cannot be reduced, and the smallest image has to fit."""
+        super().validate_stages()
         if self.sequence_reduction_ratios[-1] != 1:
             raise ValueError(
                 f"the last of `sequence_reduction_ratios` must be 1, got {list(self.sequence_reduction_ratios)}: the "
                 "last stage's class token has no place in a grid that could be reduced."
+            )
+        sides = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
+        minimum = self.minimum_image_size
+        if len(sides) != 2 or min(sides) < minimum:
+            raise ValueError(
+                f"`image_size` must be one side or [height, width], each of {minimum} pixels or more, got "
+                f"{self.image_size}."
             )
 
     def to_dict(self) -> dict[str, Any]:

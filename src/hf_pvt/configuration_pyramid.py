@@ -1,15 +1,25 @@
-"""What the configurations of PVT, PVTv2 and P2T share: their fields, their validation and the values derived of them."""
+"""What the configurations of PVT, PVTv2 and P2T share: fields, validation, and values derived of them."""
 
 import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 
 class PyramidConfigMixin(BackboneConfigMixin):
     """Validation and derived values; the fields are the inheriting configuration's."""
+
+    num_channels: int
+    num_encoder_blocks: int
+    depths: list[int] | tuple[int, ...]
+    hidden_sizes: list[int] | tuple[int, ...]
+    strides: list[int] | tuple[int, ...]
+    num_attention_heads: list[int] | tuple[int, ...]
+    drop_path_rate: float | int
+    hidden_act: str
 
     # `output_hidden_states=-1` counts stages.
     attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "num_encoder_blocks"}
@@ -41,6 +51,17 @@ class PyramidConfigMixin(BackboneConfigMixin):
         """The smallest height and width in pixels that leave every stage a token to attend to (published: 32)."""
         ratios = getattr(self, self.reduction_field) if self.reduction_field else [1] * self.num_encoder_blocks
         return max(math.prod(self.strides[: stage + 1]) * ratio for stage, ratio in enumerate(ratios))
+
+    def set_output_features_output_indices(self, *args: Any, **kwargs: Any) -> None:
+        """As Transformers', which fails without a word where there is no stage to choose."""
+        if not self.depths:
+            raise ValueError("`depths` is empty, expected the number of blocks of each stage.")
+        super().set_output_features_output_indices(*args, **kwargs)
+
+    def validate_activation(self) -> None:
+        """An activation that Transformers knows."""
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"unknown `hidden_act` {self.hidden_act!r}, expected one of: {', '.join(sorted(ACT2FN))}.")
 
     def validate_stages(self) -> None:
         """One value per stage, all positive, and widths that the heads divide."""

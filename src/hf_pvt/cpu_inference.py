@@ -33,7 +33,7 @@ _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 
 
 def is_plain_inference(tokens: Tensor, module: nn.Module) -> bool:
-    """Whether `tokens` is an ordinary CPU tensor in eager inference and nobody watches or replaces (parts of) `module`."""
+    """Whether this is eager inference on the CPU, and nobody watches or replaces `module` or a part of it."""
     return (
         type(tokens) is Tensor
         and tokens.device.type == "cpu"
@@ -121,5 +121,7 @@ def _is_untouched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or any(type(parameter) is not nn.Parameter for parameter in module._parameters.values() if parameter is not None)
+        or any(
+            type(parameter) is not nn.Parameter for parameter in module._parameters.values() if parameter is not None
+        )
     )

@@ -151,7 +151,7 @@ class ReducedAttention(nn.Module):
 
 
 class SpatialReductionAttention(ReducedAttention):
-    """Keys and values from a strided convolution of the map; at ratio 1 from the tokens themselves (PVT, section 3.3)."""
+    """Keys and values from a strided convolution of the map, at ratio 1 the tokens themselves (PVT, section 3.3)."""
 
     def __init__(self, config: PreTrainedConfig, stage: int, ratio: int) -> None:
         super().__init__(config, stage)
@@ -201,7 +201,9 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
-        if is_plain_inference(tokens, self):
+        # A wrapped or quantised linear may look at all tokens at once, as for a common scale.
+        is_plain = type(self.dense1) is type(self.dense2) is nn.Linear
+        if is_plain and is_plain_inference(tokens, self):
             expand = partial(self.expand, activate=activate_in_place)
             return in_row_bands(expand, self.contract, tokens, grid, self.dense1.out_features, self.halo)
         return self.contract(self.expand(tokens, grid))

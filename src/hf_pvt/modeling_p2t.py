@@ -53,7 +53,7 @@ class PyramidPooling(nn.Module):
         return torch.cat(tokens, dim=1)
 
 
-def pooled_length(length: int, ratio: int) -> int:
+def pooled_length(length: int, ratio: int) -> Any:
     """round(length / ratio), halves to even as Python's, and at least 1.
 
     Upstream has no lower bound and crashes on images of up to 64 pixels. Integers only: exporters then keep the
@@ -118,7 +118,7 @@ class P2tPreTrainedModel(PyramidPreTrainedModel):
     stage_class = P2tStage
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+        self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """As Transformers', and with the code beside the weights, because Transformers has no P2T."""
         self.config.auto_map = {
@@ -129,7 +129,7 @@ class P2tPreTrainedModel(PyramidPreTrainedModel):
         }
         if is_main_process:
             write_remote_code(self, save_directory)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

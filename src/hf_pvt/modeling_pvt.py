@@ -125,9 +125,10 @@ class PvtPreTrainedModel(PyramidPreTrainedModel):
 
     def save_pretrained(
         self,
-        save_directory: str | os.PathLike[str],
+        save_directory: str | os.PathLike[Any],
         is_main_process: bool = True,
-        state_dict: dict[str, Tensor] | None = None,
+        state_dict: dict[Any, Any] | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> None:
         """As Transformers', under the names that its own PVT reads; adapters alone keep the names in memory."""
@@ -136,7 +137,7 @@ class PvtPreTrainedModel(PyramidPreTrainedModel):
             state_dict = {rename(name, MEMORY_TO_FILE): weight for name, weight in weights.items()}
             # Transformers would otherwise revert the renaming of `from_pretrained` on top of ours.
             kwargs["save_original_format"] = False
-        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -158,7 +159,7 @@ class PvtModel(PvtPreTrainedModel, PyramidModel):
 class PvtBackbone(PvtPreTrainedModel, PyramidBackbone):
     """PVT as a backbone: as the paper's dense prediction, without class token and final norm."""
 
-    _keys_to_ignore_on_load_unexpected = [r"cls_token$", r"encoder\.layer_norm\."]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"cls_token$", r"encoder\.layer_norm\."]
 
 
 class PvtForImageClassification(PvtPreTrainedModel, PyramidForImageClassification):

@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .layers import ReducedAttention
-from .pyramid import Pyramid, PyramidBlock, PyramidStage
+from .pyramid import Pyramid, PyramidStage
 
 
 class PyramidPreTrainedModel(PreTrainedModel):
@@ -27,7 +27,7 @@ class PyramidPreTrainedModel(PreTrainedModel):
     stage_class: type[PyramidStage]
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["PyramidBlock"]
     _supports_sdpa = True
@@ -65,9 +65,14 @@ def check_pixel_values(pixel_values: Tensor, config: PreTrainedConfig) -> None:
     """One sentence for an image batch that the model cannot take.
 
     Raises:
-        ValueError: not (B, C, H, W), no image in the batch, another channel count than the configuration's, integers,
-            or a side below `config.minimum_image_size` pixels.
+        ValueError: no tensor, not (B, C, H, W), no image in the batch, another channel count than the configuration's,
+            integers, or a side below `config.minimum_image_size` pixels.
     """
+    if not isinstance(pixel_values, Tensor):
+        raise ValueError(
+            f"pixel_values is {'None' if pixel_values is None else f'a {type(pixel_values).__name__}'}, expected a "
+            "tensor (batch, channels, height, width); pass what the image processor returns under that name."
+        )
     shape = tuple(pixel_values.shape)
     if len(shape) != 4:
         raise ValueError(f"pixel_values must have shape (batch, channels, height, width), got {shape}.")
@@ -94,6 +99,9 @@ def check_pixel_values(pixel_values: Tensor, config: PreTrainedConfig) -> None:
 class PyramidModel(PyramidPreTrainedModel):
     """The bare pyramid."""
 
+    # Opening a classifier's checkpoint without its head is what a bare model and a backbone are for.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.encoder = self.build_encoder()
@@ -119,7 +127,7 @@ class PyramidModel(PyramidPreTrainedModel):
         """
         if not torch.compiler.is_compiling():
             check_pixel_values(pixel_values, self.config)
-        dtype = self.encoder.layers[0].patch_embedding.proj.weight.dtype
+        dtype = next(self.encoder.parameters()).dtype
         pixel_values = pixel_values.to(dtype=dtype, memory_format=torch.channels_last)
         return BaseModelOutput(last_hidden_state=self.encoder(pixel_values, **kwargs))
 
@@ -151,11 +159,10 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         setattr(self, self.base_model_prefix, self.model_class(config))
-        self.classifier = (
-            nn.Linear(config.hidden_sizes[-1], config.num_labels) if config.num_labels > 0 else nn.Identity()
-        )
+        dim = config.hidden_sizes[-1]
+        self.classifier = nn.Linear(dim, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
     def pool(self, last_hidden_state: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -121,7 +122,7 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
     """
     weights = read_weights(path)
     layout = recognise_layout(weights, path)
-    config = read_config(weights, layout, config_overrides)
+    config = read_config(weights, layout, config_overrides, path)
     auto_class = AutoModelForImageClassification if layout.name("classifier.weight") in weights else AutoModel
     with torch.device("meta"):
         model: PreTrainedModel = AUTO_CLASSES[type(config)][auto_class](config)
@@ -144,9 +145,9 @@ def read_weights(path: str | os.PathLike[str]) -> StateDict:
             content = content[container]
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds a {type(content).__name__} without weights, expected a state dict.")
-    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    strangers = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strangers:
-        raise ValueError(f"{path} is not a state dict: no tensors under {_listing(strangers)}.")
+        raise ValueError(f"{path} is not a state dict: no named tensors under {_listing(strangers)}.")
     if all(key.startswith("module.") for key in content):
         return {key.removeprefix("module."): weight for key, weight in content.items()}
     return content
@@ -164,16 +165,18 @@ def _read_pickle(path: Path) -> Any:
         # Training scripts put their argparse.Namespace beside the weights; it holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            name = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
+    except OSError:
+        raise  # the disk's fault, not the content's
+    except Exception as error:  # a damaged pickle raises whatever the unpickler stumbles over
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and refused:
             raise ValueError(
-                f"{path} is refused: it is a pickle that would run code ({name[1] if name else 'unknown'}); only "
-                "tensors and plain values are read."
+                f"{path} is refused: it is a pickle that would run code ({refused[1]}); only tensors and plain values "
+                "are read."
             ) from error
-        raise ValueError(f"{path} is not a PyTorch checkpoint, expected a .pth or .safetensors file.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a whole PyTorch checkpoint; download it again.") from error
+        raise ValueError(
+            f"{path} is not a PyTorch checkpoint, or not a whole one; expected a .pth or .safetensors file."
+        ) from error
 
 
 def recognise_layout(weights: StateDict, path: str | os.PathLike[str]) -> Layout:
@@ -192,49 +195,61 @@ def recognise_layout(weights: StateDict, path: str | os.PathLike[str]) -> Layout
     )
 
 
-def read_config(weights: StateDict, layout: Layout, overrides: dict[str, Any]) -> VariantConfig:
+def read_config(
+    weights: StateDict, layout: Layout, overrides: dict[str, Any], path: str | os.PathLike[str]
+) -> VariantConfig:
     """The configuration that the shapes tell. Heads cannot be told: all published models have 1, 2, 5 and 8."""
 
-    def shape(ours: str) -> torch.Size | None:
+    def shape(ours: str) -> tuple[int, ...]:
+        """The shape of our weight `ours` in the checkpoint, () where it has none."""
         weight = weights.get(layout.name(ours))
-        return None if weight is None else weight.shape
+        return () if weight is None else tuple(weight.shape)
 
     def depth(stage: int) -> int:
-        name = "encoder.layers.{}.blocks.{}.layer_norm_1.weight"
-        return next(block for block in range(len(weights) + 1) if shape(name.format(stage, block)) is None)
+        prefix = layout.name(f"encoder.layers.{stage}.blocks.")
+        return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
 
-    embeddings = [shape(f"encoder.layers.{stage}.patch_embedding.proj.weight") for stage in range(STAGES)]
-    expansions = [shape(f"encoder.layers.{stage}.blocks.0.mlp.dense1.weight") for stage in range(STAGES)]
-    if None in embeddings or None in expansions:
-        raise ValueError(f"incomplete {layout.source} checkpoint: not all {STAGES} stages are in it.")
+    patches = [f"encoder.layers.{stage}.patch_embedding.proj.weight" for stage in range(STAGES)]
+    expansions = [f"encoder.layers.{stage}.blocks.0.mlp.dense1.weight" for stage in range(STAGES)]
+    unusable = [layout.name(ours) for ours in (*patches, *expansions) if len(shape(ours)) < 2 or 0 in shape(ours)]
+    if unusable:
+        raise ValueError(
+            f"{path}, recognised as {layout.source}, is incomplete; missing or misshapen keys: {_listing(unusable)}."
+        )
     fields: dict[str, Any] = {
-        "num_channels": embeddings[0][1],
-        "hidden_sizes": tuple(embedding[0] for embedding in embeddings),
+        "num_channels": shape(patches[0])[1],
+        "hidden_sizes": tuple(shape(patch)[0] for patch in patches),
         "depths": tuple(depth(stage) for stage in range(STAGES)),
-        "mlp_ratios": tuple(expansion[0] // expansion[1] for expansion in expansions),
+        "mlp_ratios": tuple(shape(expansion)[0] // shape(expansion)[1] for expansion in expansions),
     }
     if layout.model_type == "pvt_v2":
         reduction = f"encoder.layers.{STAGES - 1}.blocks.0.attention.spatial_reduction.weight"
-        fields["linear_attention"] = shape(reduction) is not None
+        fields["linear_attention"] = bool(shape(reduction))
     if layout.model_type == "pvt" and "image_size" not in overrides:
-        fields["image_size"] = _square_image_size(weights[layout.marker])
-    if (head := shape("classifier.weight")) is not None and "id2label" not in overrides:
+        fields["image_size"] = _square_image_size(weights[layout.marker], path)
+    if (head := shape("classifier.weight")) and "id2label" not in overrides:
         fields["num_labels"] = head[0]
     for variant in VARIANTS.values():
-        if variant.model_type == layout.model_type and variant.architecture.items() <= {
-            **fields, "drop_path_rate": variant.drop_path_rate
-        }.items():
+        if (
+            variant.model_type == layout.model_type
+            and variant.architecture.items() <= {**fields, "drop_path_rate": variant.drop_path_rate}.items()
+        ):
             fields["drop_path_rate"] = variant.drop_path_rate
-    return CONFIG_CLASSES[layout.model_type](**(fields | overrides))
+    try:
+        return CONFIG_CLASSES[layout.model_type](**(fields | overrides))
+    except StrictDataclassError as error:
+        raise ValueError(
+            f"{path}, recognised as {layout.source}, has no valid configuration: {error.__cause__}"
+        ) from error
 
 
-def _square_image_size(position_embeddings: Tensor) -> int:
+def _square_image_size(position_embeddings: Tensor, path: str | os.PathLike[str]) -> int:
     """The side in pixels of the square image whose first grid has this many tokens, 4 pixels apart."""
-    tokens = position_embeddings.shape[1]
+    tokens = position_embeddings.shape[1] if position_embeddings.dim() > 1 else 0
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise ValueError(
-            f"the position embeddings belong to {tokens} tokens, which make no square; pass "
+            f"{path}: the position embeddings belong to {tokens} tokens, which make no square; pass "
             "image_size=(height, width) of the images that the model was trained on."
         )
     return 4 * side
@@ -256,22 +271,25 @@ def convert(weights: StateDict, layout: Layout, model: PreTrainedModel, path: st
         if weight.dim() == 4 and parameter.dim() == 2 and weight.shape[2:] == (1, 1):
             weight = weight.flatten(1)  # P2T's 1x1 convolutions are linears here
         if weight.shape != parameter.shape:
-            misshapen.append(f"{theirs} {tuple(weights[theirs].shape)}")
+            expected = (2 * parameter.shape[0], *parameter.shape[1:]) if _is_half(ours) else tuple(parameter.shape)
+            misshapen.append(f"{theirs} {tuple(weights[theirs].shape)} instead of {expected}")
             continue
         converted[ours] = weight.to(torch.float32, copy=True)
-    problems = {"unknown": unknown, "missing": dict.fromkeys(missing), "misshapen": misshapen}
+    problems = {"unknown": unknown, "missing": dict.fromkeys(missing), "misshapen": dict.fromkeys(misshapen)}
     report = [f"{kind} keys: {_listing(sorted(keys))}" for kind, keys in problems.items() if keys]
     if report:
         raise ValueError(f"{path}, recognised as {layout.source}, does not fit: {'; '.join(report)}.")
     return converted
 
 
-def _part_of(weight: Tensor, ours: str) -> Tensor:
+def _is_half(ours: str) -> bool:
     """Published checkpoints hold keys and values in one matrix, keys first."""
-    if ".attention.key." in ours:
-        return weight.chunk(2)[0]
-    if ".attention.value." in ours:
-        return weight.chunk(2)[-1]
+    return ".attention.key." in ours or ".attention.value." in ours
+
+
+def _part_of(weight: Tensor, ours: str) -> Tensor:
+    if _is_half(ours) and weight.dim() > 0:
+        return weight.chunk(2)[0 if ".attention.key." in ours else -1]
     return weight
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .layers import DropPath, FeedForward, Grid, PatchEmbedding, ReducedAttention, tokens_to_map
@@ -34,9 +33,12 @@ class PyramidBlock(GradientCheckpointingLayer):
 
 
 class PyramidStage(nn.Module):
-    """Patch embedding -> blocks -> norm: a map (B, C_in, H_in, W_in) becomes a coarser one (B, C, H, W)."""
+    """Patch embedding -> blocks -> norm: a map (B, C_in, H_in, W_in) becomes a coarser one (B, C, H, W).
 
-    def __init__(self, config: PreTrainedConfig, stage: int) -> None:
+    A family's subclass builds the parts from its own configuration.
+    """
+
+    def __init__(self, config: Any, stage: int) -> None:
         super().__init__()
         dim, eps = config.hidden_sizes[stage], config.layer_norm_eps
         self.patch_embedding = self.build_patch_embedding(config, stage)
@@ -48,16 +50,16 @@ class PyramidStage(nn.Module):
         )
         self.layer_norm = self.build_norm(config, stage)
 
-    def build_patch_embedding(self, config: PreTrainedConfig, stage: int) -> PatchEmbedding:
+    def build_patch_embedding(self, config: Any, stage: int) -> PatchEmbedding:
         raise NotImplementedError
 
-    def build_attention(self, config: PreTrainedConfig, stage: int) -> ReducedAttention:
+    def build_attention(self, config: Any, stage: int) -> ReducedAttention:
         raise NotImplementedError
 
-    def build_feed_forward(self, config: PreTrainedConfig, stage: int) -> FeedForward:
+    def build_feed_forward(self, config: Any, stage: int) -> FeedForward:
         raise NotImplementedError
 
-    def build_norm(self, config: PreTrainedConfig, stage: int) -> nn.Module:
+    def build_norm(self, config: Any, stage: int) -> nn.Module:
         """The norm at the stage's end: none, unless a family has one."""
         return nn.Identity()
 

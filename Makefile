@@ -1,0 +1,49 @@
+# make demo    install into .venv and run the main job
+# make test    the same, then the tests
+# make check   lint, format and types
+# `make help` lists the rest.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+INSTALL := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-oldest check format readme benchmark
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/demo.installed  ## train, save, load and draw: the main job
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/test.installed demo  ## the main job and the tests
+	$(BIN)/python -m pytest -n 2
+
+test-oldest: $(OLDEST)/test.installed  ## the tests with the oldest supported Transformers and PyTorch
+	$(OLDEST)/bin/python -m pytest -n 2
+
+check: $(VENV)/dev.installed  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev.installed  ## repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+readme: $(VENV)/test.installed  ## render the tables of the README from the variants and the benchmarks' results
+	$(BIN)/python -m benchmarks.readme
+
+benchmark: $(VENV)/test.installed  ## forward passes against the peers; leave the machine idle
+	$(BIN)/python -m benchmarks.forward
+
+$(VENV)/%.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(INSTALL) --editable ".[$*]"
+	@touch $@
+
+$(OLDEST)/test.installed: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(INSTALL) --editable ".[test]" transformers==5.17.0 torch==2.8.0 torchvision==0.23.0
+	@touch $@
