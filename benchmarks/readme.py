@@ -1,6 +1,6 @@
 """The tables of the README, rendered from the variants and from the results of the benchmarks.
 
-    python -m benchmarks.readme
+python -m benchmarks.readme
 """
 
 import json
