@@ -4,9 +4,9 @@ Importing the package registers the three families with Transformers' Auto class
 replaces Transformers' own classes from then on.
 """
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
-from .auto import register
+from .auto import register as _register
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
@@ -17,7 +17,7 @@ from .modeling_pvt_v2 import PvtV2Backbone, PvtV2ForImageClassification, PvtV2Mo
 from .original_checkpoints import load_original
 from .variants import VARIANTS, variant_config
 
-__version__ = version("hf_pvt")
+__version__ = _version("hf_pvt")
 
 __all__ = [
     "VARIANTS",
@@ -41,4 +41,4 @@ __all__ = [
     "variant_config",
 ]
 
-register()
+_register()

@@ -1,0 +1,85 @@
+"""The package itself: what it exports, what it needs, and that its imports run one way."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel
+
+import hf_pvt
+
+SOURCE = Path(hf_pvt.__file__).parent
+MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__")
+
+# Everything that an installation with only the core dependencies does not have.
+OPTIONAL = (
+    "torchvision", "timm", "datasets", "accelerate", "evaluate", "sklearn", "skimage", "scipy", "matplotlib", "peft",
+    "onnx", "onnxruntime", "onnxscript",
+)  # fmt: skip
+
+CORE_ONLY = f"""
+import sys
+for name in {OPTIONAL!r}:
+    sys.modules[name] = None
+import numpy, torch
+from PIL import Image
+from transformers import pipeline
+import hf_pvt
+model = hf_pvt.P2tForImageClassification(hf_pvt.P2tConfig(depths=[1, 1, 1, 1], num_labels=4)).eval()
+processor = hf_pvt.classification_image_processor()
+photo = Image.fromarray(numpy.arange(300 * 400 * 3, dtype=numpy.uint8).reshape(300, 400, 3))
+pixel_values = processor(photo, return_tensors="pt")["pixel_values"]
+with torch.inference_mode():
+    scores = model(pixel_values).logits.softmax(-1)[0]
+results = pipeline("image-classification", model=model, image_processor=processor)(photo, top_k=4)
+assert abs(results[0]["score"] - scores.max().item()) < 1e-6, (results, scores)
+print(type(processor).__name__, tuple(pixel_values.shape))
+"""
+
+
+def test_core_dependencies_suffice() -> None:
+    """Import, image processing, inference and a pipeline where no optional package is installed."""
+    result = subprocess.run([sys.executable, "-c", CORE_ONLY], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[-2] == "PvtImageProcessorPil (1, 3, 224, 224)"
+
+
+def test_public_names() -> None:
+    """Every exported name exists and says what it is; nothing else public is in the namespace."""
+    public = {name for name, value in vars(hf_pvt).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert set(hf_pvt.__all__) == public
+    for name in hf_pvt.__all__:
+        value = getattr(hf_pvt, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, name
+
+
+def test_import_changes_only_the_registration() -> None:
+    """Transformers' own classes stay what they are for whoever imports them by name."""
+    from transformers.models.pvt_v2.configuration_pvt_v2 import PvtV2Config
+    from transformers.models.pvt_v2.modeling_pvt_v2 import PvtV2Model
+
+    assert PvtV2Model.__module__ == "transformers.models.pvt_v2.modeling_pvt_v2"
+    assert AutoModel._model_mapping[PvtV2Config] is PvtV2Model
+    assert AutoModel._model_mapping[hf_pvt.PvtV2Config] is hf_pvt.PvtV2Model
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    """No cycle, and only siblings by name: remote code on the Hub copies nothing else."""
+
+    def siblings(name: str) -> set[str]:
+        text = (SOURCE / f"{name}.py").read_text()
+        assert not re.findall(r"^\s*(?:from \. import|import hf_pvt|from hf_pvt)", text, flags=re.MULTILINE)
+        return set(re.findall(r"^from \.(\w+) import", text, flags=re.MULTILINE))
+
+    reached: set[str] = set()
+    frontier = siblings(module)
+    while frontier:
+        reached |= frontier
+        frontier = set().union(*map(siblings, frontier)) - reached
+    assert module not in reached
+    assert reached <= set(MODULES)
