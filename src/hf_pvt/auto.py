@@ -8,10 +8,13 @@ from typing import Any
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    PvtImageProcessor,
+    PvtImageProcessorPil,
 )
 
 from .configuration_p2t import P2tConfig
@@ -46,3 +49,5 @@ def register() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class, model_class in classes.items():
             auto_class.register(config_class, model_class, exist_ok=True)
+    backends: dict[str, type] = {"torchvision": PvtImageProcessor, "pil": PvtImageProcessorPil}
+    AutoImageProcessor.register(P2tConfig, image_processor_classes=backends, exist_ok=True)

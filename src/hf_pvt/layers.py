@@ -90,7 +90,7 @@ class PatchEmbedding(nn.Module):
 
 
 class OverlapPatchEmbedding(PatchEmbedding):
-    """Overlapping patches, zero-padded by half the kernel (PVTv2, section 3.2)."""
+    """Overlapping patches, zero-padded by half the kernel (PVTv2, "Overlapping patch embedding")."""
 
     def __init__(self, config: PreTrainedConfig, stage: int) -> None:
         kernel_size = config.patch_sizes[stage]
@@ -107,7 +107,7 @@ class OverlapPatchEmbedding(PatchEmbedding):
 class ReducedAttention(nn.Module):
     """Multi-head attention of N tokens over M reduced ones; a family's subclass says how they are reduced.
 
-    PVT, section 3.3: softmax(Q K^T / sqrt(D)) V. The softmax itself is the attention interface's of Transformers
+    PVT, "Transformer encoder": softmax(Q K^T / sqrt(D)) V. The softmax itself is the attention interface's of Transformers
     (`config._attn_implementation`); upstream writes it out.
     """
 
@@ -151,7 +151,7 @@ class ReducedAttention(nn.Module):
 
 
 class SpatialReductionAttention(ReducedAttention):
-    """Keys and values from a strided convolution of the map, at ratio 1 the tokens themselves (PVT, section 3.3)."""
+    """PVT's "spatial reduction": a strided convolution of the map; at ratio 1 the tokens themselves."""
 
     def __init__(self, config: PreTrainedConfig, stage: int, ratio: int) -> None:
         super().__init__(config, stage)
@@ -218,7 +218,7 @@ class FeedForward(nn.Module):
 
 
 class ConvFeedForward(FeedForward):
-    """Linear, inner activation, depthwise 3x3, activation, linear (PVTv2, section 3.2; P2T, section 3.3)."""
+    """Linear, inner activation, depthwise 3x3, activation, linear (PVTv2, "Convolutional feed-forward")."""
 
     halo = 1
 

@@ -33,7 +33,7 @@ from .remote_code import write_remote_code
 
 
 class PyramidPooling(nn.Module):
-    """A map pooled to several coarser grids, each with its position from a depthwise convolution (section 3.2).
+    """A map pooled to several coarser grids, each with its position from a depthwise convolution.
 
     One per stage: its convolutions are shared by all blocks of the stage.
     """
@@ -65,7 +65,7 @@ def pooled_length(length: int, ratio: int) -> Any:
 
 
 class P2tAttention(ReducedAttention):
-    """Keys and values from the stage's pyramid pooling (section 3.2)."""
+    """Keys and values from the stage's pyramid pooling ("Pooling-based MHSA")."""
 
     def __init__(self, config: P2tConfig, stage: int) -> None:
         super().__init__(config, stage)
@@ -79,7 +79,7 @@ class P2tAttention(ReducedAttention):
 
 
 class P2tFeedForward(ConvFeedForward):
-    """The inverted bottleneck of section 3.3; upstream's 1x1 convolutions are linears here."""
+    """The inverted bottleneck; upstream's 1x1 convolutions are linears here."""
 
 
 class P2tStage(PyramidStage):

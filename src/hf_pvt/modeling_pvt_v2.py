@@ -29,7 +29,7 @@ from .pyramid import PyramidStage
 
 
 class PooledAttention(ReducedAttention):
-    """Keys and values from a 7x7 average pool in every stage: linear cost in the image's size (section 3.1)."""
+    """Keys and values from a 7x7 average pool in every stage: linear cost in the image's size ("Linear spatial reduction attention")."""
 
     pool_size = 7
 

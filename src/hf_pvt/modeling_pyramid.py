@@ -39,7 +39,6 @@ class PyramidPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(PyramidStage, capture_initial_hidden_state=False),
         "attentions": OutputRecorder(ReducedAttention, index=1),
     }
-    _input_embed_layer = "patch_embedding"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -110,6 +109,10 @@ class PyramidModel(PyramidPreTrainedModel):
     def build_encoder(self) -> Pyramid:
         """The pyramid for dense prediction: one map per stage."""
         return Pyramid(self.stage_class(self.config, index) for index in range(self.config.num_encoder_blocks))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first convolution, whose output has to require gradients where checkpointing meets frozen weights."""
+        return self.get_submodule("encoder.layers.0.patch_embedding.proj")
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
