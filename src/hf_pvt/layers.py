@@ -107,8 +107,8 @@ class OverlapPatchEmbedding(PatchEmbedding):
 class ReducedAttention(nn.Module):
     """Multi-head attention of N tokens over M reduced ones; a family's subclass says how they are reduced.
 
-    PVT, "Transformer encoder": softmax(Q K^T / sqrt(D)) V. The softmax itself is the attention interface's of Transformers
-    (`config._attn_implementation`); upstream writes it out.
+    PVT, "Transformer encoder": softmax(Q K^T / sqrt(D)) V, which upstream writes out and we leave to Transformers'
+    attention interface (`config._attn_implementation`).
     """
 
     is_causal = False

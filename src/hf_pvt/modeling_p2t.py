@@ -56,12 +56,11 @@ class PyramidPooling(nn.Module):
 def pooled_length(length: int, ratio: int) -> Any:
     """round(length / ratio), halves to even as Python's, and at least 1.
 
-    Upstream has no lower bound and crashes on images of up to 64 pixels. Integers only: exporters then keep the
-    expression for sizes that are not known yet.
+    Upstream has no lower bound and crashes on images of up to 64 pixels. Integers only, and few operations: exporters
+    keep the expression for sizes that are not known yet, and compilers reason about it.
     """
-    quotient, remainder = (2 * length + ratio) // (2 * ratio), (2 * length + ratio) % (2 * ratio)
-    is_odd, is_tie = quotient % 2, 1 - torch.sym_min(remainder, 1)
-    return torch.sym_max(quotient - is_odd * is_tie, 1)
+    is_odd = length // ratio % 2  # ties go up from there
+    return torch.sym_max((2 * length + ratio - 1 + is_odd) // (2 * ratio), 1)
 
 
 class P2tAttention(ReducedAttention):

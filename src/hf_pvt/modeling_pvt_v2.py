@@ -29,7 +29,7 @@ from .pyramid import PyramidStage
 
 
 class PooledAttention(ReducedAttention):
-    """Keys and values from a 7x7 average pool in every stage: linear cost in the image's size ("Linear spatial reduction attention")."""
+    """PVTv2's "linear spatial reduction": keys and values from a 7x7 average pool, whatever the image's size."""
 
     pool_size = 7
 

@@ -69,8 +69,8 @@ def check_pixel_values(pixel_values: Tensor, config: PreTrainedConfig) -> None:
     """
     if not isinstance(pixel_values, Tensor):
         raise ValueError(
-            f"pixel_values is {'None' if pixel_values is None else f'a {type(pixel_values).__name__}'}, expected a "
-            "tensor (batch, channels, height, width); pass what the image processor returns under that name."
+            f"pixel_values has type {type(pixel_values).__name__}, expected a tensor (batch, channels, height, width); "
+            "pass what the image processor returns under that name."
         )
     shape = tuple(pixel_values.shape)
     if len(shape) != 4:

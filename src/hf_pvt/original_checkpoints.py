@@ -161,22 +161,21 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def _read_pickle(path: Path) -> Any:
-    try:
-        # Training scripts put their argparse.Namespace beside the weights; it holds plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise  # the disk's fault, not the content's
-    except Exception as error:  # a damaged pickle raises whatever the unpickler stumbles over
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and refused:
+    with path.open("rb") as file:
+        try:
+            # Training scripts put their argparse.Namespace beside the weights; it holds plain values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle raises whatever the unpickler stumbles over
+            refused = re.search(r"GLOBAL (\S+)", str(error))
+            if isinstance(error, pickle.UnpicklingError) and refused:
+                raise ValueError(
+                    f"{path} is refused: it is a pickle that would run code ({refused[1]}); only tensors and plain "
+                    "values are read."
+                ) from error
             raise ValueError(
-                f"{path} is refused: it is a pickle that would run code ({refused[1]}); only tensors and plain values "
-                "are read."
+                f"{path} is not a PyTorch checkpoint, or not a whole one; expected a .pth or .safetensors file."
             ) from error
-        raise ValueError(
-            f"{path} is not a PyTorch checkpoint, or not a whole one; expected a .pth or .safetensors file."
-        ) from error
 
 
 def recognise_layout(weights: StateDict, path: str | os.PathLike[str]) -> Layout:
