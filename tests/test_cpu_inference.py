@@ -1,7 +1,6 @@
 """The CPU's fast path: the ordinary path's numbers, in less memory, and only where nobody would notice."""
 
 import copy
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -10,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from families import FAMILIES, PVT, PVT_V2, PVT_V2_LINEAR, Family, perturb
+from families import FAMILIES, PVT_V2_LINEAR, perturb
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
@@ -61,10 +60,14 @@ def plain_of_tiny(family: str, shape: tuple[int, ...], dtype: torch.dtype) -> li
 
 
 def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    """Equal to a share of each tensor's largest value."""
-    assert len(actual) == len(expected)
+    """Each difference is this small a share of what is expected, both measured over the whole tensor."""
     for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=tolerance * e.abs().max().item())
+        assert a.shape == e.shape and a.dtype == e.dtype
+        assert (a - e).double().norm() <= tolerance * e.double().norm()
+
+
+def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.fixture
@@ -84,12 +87,13 @@ def bands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 @pytest.fixture
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shape of the map of every linear that goes through as a convolution, be it ever so small."""
+    """The shape of the map of every linear that goes through as a convolution; the smallest do."""
     calls: list[tuple[int, ...]] = []
     convolution = torch.conv2d
 
     def spy(feature_map: Tensor, *args: Any) -> Tensor:
-        calls.append(tuple(feature_map.shape))
+        if len(args) == 2:  # weight and bias; compiled graphs pass real convolutions with all their arguments
+            calls.append(tuple(feature_map.shape))
         return convolution(feature_map, *args)
 
     monkeypatch.setattr(torch, "conv2d", spy)
@@ -100,16 +104,384 @@ def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("min_tokens", [1, HUGE], ids=["oneDNN", "BLAS"])
 @pytest.mark.parametrize("band_bytes", [1, 2**13, HUGE], ids=["rows", "bands", "whole"])
 @pytest.mark.parametrize(
-    "shape", [(1, 3, 64, 64), (3, 3, 45, 70), (1, 3, 97, 33), (3, 3, 32, 32)], ids=lambda shape: "x".join(map(str, shape))
+    "shape",
+    [(1, 3, 64, 64), (3, 3, 45, 70), (1, 3, 97, 33), (3, 3, 32, 32)],
+    ids=str,
 )
 @pytest.mark.parametrize("family", FAMILY)
 def test_same_numbers(
     family: str, shape: tuple[int, ...], band_bytes: int, min_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However the bands lie: in float64 to the last digits, so nothing but rounding differs in float32."""
+    """However the bands lie. In float64 to the last digits: in float32 nothing but rounding differs."""
     monkeypatch.setattr(cpu_inference, "BAND_BYTES", band_bytes)
     monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", min_tokens)
     monkeypatch.setattr(cpu_inference, "_keep_bands_on_the_heap", lambda: None)  # HUGE is more than there is
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
         expected = plain_of_tiny(family, shape, dtype)
         assert_close(fast(tiny(family, dtype), images(*shape, dtype=dtype)), expected, tolerance)
+
+
+def token_shapes(family: str, batch: int, size: int) -> list[tuple[int, ...]]:
+    """What the feed-forward of each block receives, for square images."""
+    config = FAMILY[family].tiny_config()
+    shapes = []
+    for stage, (depth, dim) in enumerate(zip(config.depths, config.hidden_sizes, strict=True)):
+        class_tokens = 1 if family == "pvt" and stage == 3 else 0
+        shapes += depth * [(batch, class_tokens + (size // (4 << stage)) ** 2, dim)]
+    return shapes
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILY)
+def test_taken_in_plain_inference(
+    family: str,
+    dtype: torch.dtype,
+    mode: Callable[[], Any],
+    bands: list[tuple[int, ...]],
+    convolutions: list[tuple[int, ...]],
+) -> None:
+    """By every feed-forward once; by the linears in float32 only."""
+    with mode():
+        tiny(family, dtype)(images(2, 3, 64, 64, dtype=dtype))
+    assert bands == token_shapes(family, 2, 64)
+    assert (len(convolutions) > 6 * len(bands)) == (dtype == torch.float32)
+    assert bool(convolutions) == (dtype == torch.float32)
+
+
+@contextmanager
+def global_hook(register: Callable[..., Any]) -> Iterator[None]:
+    seen: list[nn.Module] = []
+    handle = register(lambda module, *_: seen.append(module))
+    try:
+        yield
+    finally:
+        handle.remove()
+    assert any(type(module) is layers.FeedForward or isinstance(module, layers.FeedForward) for module in seen)
+
+
+CIRCUMSTANCES: dict[str, Callable[[], Any]] = {
+    "gradients": torch.enable_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "global hook": lambda: global_hook(register_module_forward_hook),
+    "global pre-hook": lambda: global_hook(register_module_forward_pre_hook),
+}
+
+
+@pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
+@pytest.mark.parametrize("family", FAMILY)
+def test_not_taken_under(
+    family: str, circumstance: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]
+) -> None:
+    model, pixel_values = tiny(family), images(2, 3, 64, 64)
+    with torch.no_grad(), CIRCUMSTANCES[circumstance]():
+        actual = outputs(model, pixel_values)
+    assert not bands and not convolutions
+    with torch.enable_grad(), CIRCUMSTANCES[circumstance]():
+        assert_equal(actual, outputs(model, pixel_values))
+
+
+def watch_by_hook(part: nn.Module, seen: list[Tensor]) -> None:
+    part.register_forward_hook(lambda module, arguments, output: seen.append(output.detach().clone()))
+
+
+def watch_by_pre_hook(part: nn.Module, seen: list[Tensor]) -> None:
+    part.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach().clone()))
+
+
+def watch_by_replaced_forward(part: nn.Module, seen: list[Tensor]) -> None:
+    forward = part.forward
+
+    def replaced(*args: Any) -> Tensor:
+        output = forward(*args)
+        seen.append(output.detach().clone())
+        return output
+
+    part.forward = replaced
+
+
+WATCH: dict[str, Callable[[nn.Module, list[Tensor]], None]] = {
+    "hook": watch_by_hook,
+    "pre-hook": watch_by_pre_hook,
+    "replaced forward": watch_by_replaced_forward,
+}
+FEED_FORWARD = ["mlp", "mlp.dense1", "mlp.activation", "mlp.dense2", "mlp.dropout"]
+CONV_FEED_FORWARD = [*FEED_FORWARD, "mlp.inner_activation", "mlp.dwconv", "mlp.dwconv.dwconv"]
+ATTENTION = ["attention.query", "attention.key", "attention.value", "attention.proj"]
+PARTS = [
+    (family, part)
+    for family in FAMILY
+    for part in (*(FEED_FORWARD if family == "pvt" else CONV_FEED_FORWARD), *ATTENTION)
+]
+
+
+@pytest.mark.parametrize("watch", WATCH)
+@pytest.mark.parametrize(("family", "part"), PARTS, ids=[f"{family}-{part}" for family, part in PARTS])
+def test_whoever_watches_a_part_sees_all_of_it(
+    family: str, part: str, watch: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]
+) -> None:
+    """The whole activation, as often and with the values as on the ordinary path; other blocks stay fast."""
+    model, pixel_values = copy.deepcopy(tiny(family)), images(2, 3, 64, 64)
+    seen: list[Tensor] = []
+    WATCH[watch](model.get_submodule(f"encoder.layers.0.blocks.0.{part}"), seen)
+    expected, seen_on_the_ordinary_path = plain(model, pixel_values), seen.copy()
+    assert not bands and not convolutions
+    seen.clear()
+    actual = fast(model, pixel_values)
+    assert len(seen) == (2 if part == "mlp.dropout" else 1)
+    assert_close(seen, seen_on_the_ordinary_path, 1e-6)
+    assert_close(actual, expected, 1e-6)
+    all_blocks = token_shapes(family, 2, 64)
+    assert bands == (all_blocks if part in ATTENTION else all_blocks[1:])
+
+
+def test_the_watched_activation_is_the_expanded_one() -> None:
+    """What the test above calls all of it: (B, N, E)."""
+    model, seen = copy.deepcopy(tiny("pvt_v2")), []
+    watch_by_hook(model.encoder.layers[0].blocks[0].mlp.activation, seen)
+    fast(model, images(2, 3, 64, 64))
+    assert [tuple(hidden.shape) for hidden in seen] == [(2, 16 * 16, 2 * 16)]
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_monte_carlo_dropout(family: str, bands: list[tuple[int, ...]]) -> None:
+    """Dropout alone in training mode, as for uncertainty: it drops, and what it drops on the ordinary path."""
+    torch.manual_seed(0)
+    model = FAMILY[family].model(FAMILY[family].tiny_config(hidden_dropout_prob=0.5)).eval()
+    pixel_values = images(2, 3, 64, 64)
+    without = fast(model, pixel_values)
+    assert bands == token_shapes(family, 2, 64)
+    bands.clear()
+    for block in (block for stage in model.encoder.layers for block in stage.blocks):
+        block.mlp.dropout.train()
+    torch.manual_seed(1)
+    actual = fast(model, pixel_values)
+    assert not bands
+    torch.manual_seed(1)
+    assert_equal(actual, plain(model, pixel_values))
+    assert not torch.allclose(actual[-1], without[-1], rtol=0.1)
+
+
+ADAPTED: dict[str, list[str]] = {
+    "dense1": ["dense1"],
+    "dense2": ["dense2"],
+    "query and value": ["query", "value"],
+    "all": ["dense1", "dense2", "query", "key", "value", "attention.proj"],
+}
+
+
+@pytest.mark.parametrize("adapted", ADAPTED)
+@pytest.mark.parametrize("family", FAMILY)
+def test_low_rank_adapters(family: str, adapted: str, bands: list[tuple[int, ...]]) -> None:
+    """They act as when merged into the weights, on the ordinary path."""
+    pixel_values = images(2, 3, 64, 64)
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=4, target_modules=ADAPTED[adapted], init_lora_weights=False)
+    model = peft.get_peft_model(copy.deepcopy(tiny(family)), lora).eval()
+    actual = fast(model, pixel_values)
+    assert bands == (token_shapes(family, 2, 64) if adapted == "query and value" else [])
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert_close(actual, plain(merged, pixel_values), 2e-6)
+    without = plain(tiny(family), pixel_values)
+    assert (actual[-1] - without[-1]).norm() > 0.01 * without[-1].norm()
+
+
+class OneScale(nn.Module):
+    """A wrapped linear whose result depends on all tokens together, as that of a dynamically quantised one does."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layer((tokens / tokens.abs().max() * 7).round())
+
+
+def wrapped(model: PreTrainedModel) -> PreTrainedModel:
+    for block in (block for stage in model.encoder.layers for block in stage.blocks):
+        block.mlp.dense1, block.mlp.dense2 = OneScale(block.mlp.dense1), OneScale(block.mlp.dense2)
+    return model.eval()
+
+
+def quantised(model: PreTrainedModel) -> PreTrainedModel:
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}).eval()
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, that its quantisation moves house
+@pytest.mark.parametrize("replace", [wrapped, quantised])
+@pytest.mark.parametrize("family", FAMILY)
+def test_replaced_linears(
+    family: str, replace: Callable[[PreTrainedModel], PreTrainedModel], bands: list[tuple[int, ...]]
+) -> None:
+    """They see all tokens at once: in bands, each would have a scale of its own."""
+    model, pixel_values = replace(copy.deepcopy(tiny(family))), images(2, 3, 64, 64)
+    actual = fast(model, pixel_values)
+    assert not bands
+    assert_close(actual, plain(model, pixel_values), 1e-6)
+    without = plain(tiny(family), pixel_values)
+    assert (actual[-1] - without[-1]).norm() > 1e-3 * without[-1].norm()
+
+
+class Tagged(Tensor):
+    """A tensor that others have extended."""
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_tensor_subclasses(family: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]) -> None:
+    pixel_values = images(2, 3, 64, 64)
+    actual = fast(tiny(family), pixel_values.as_subclass(Tagged))
+    assert not bands and not convolutions
+    assert {type(tensor) for tensor in actual} == {Tagged}
+    assert_equal([tensor.as_subclass(Tensor) for tensor in actual], plain(tiny(family), pixel_values))
+
+
+class Last(nn.Module):
+    """A model with tensors only on both sides, as compilers and exporters want it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model(pixel_values).last_hidden_state
+
+
+def compiled(model: nn.Module, pixel_values: Tensor) -> Callable[[Tensor], Tensor]:
+    torch.compiler.reset()
+    return torch.compile(model, backend="eager", fullgraph=True)
+
+
+def traced(model: nn.Module, pixel_values: Tensor) -> Callable[[Tensor], Tensor]:
+    return torch.jit.trace(model, pixel_values, check_trace=False)  # which would run the model untraced
+
+
+def exported(model: nn.Module, pixel_values: Tensor) -> Callable[[Tensor], Tensor]:
+    auto = torch.export.Dim.AUTO
+    return torch.export.export(model, (pixel_values,), dynamic_shapes=[{0: auto, 2: auto, 3: auto}]).module()
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of every size that it fixes
+@pytest.mark.parametrize("capture", [compiled, traced, exported])
+@pytest.mark.parametrize("family", FAMILY)
+def test_captured_graphs(
+    family: str,
+    capture: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]],
+    bands: list[tuple[int, ...]],
+    convolutions: list[tuple[int, ...]],
+) -> None:
+    """A graph holds the ordinary path, because its compiler knows better; and it holds for other sizes too."""
+    captured_at, others = images(2, 3, 160, 192), images(3, 3, 225, 171)
+    with torch.no_grad():
+        graph = capture(Last(tiny(family)), captured_at)
+        for pixel_values in captured_at, others:
+            assert_close([graph(pixel_values)], plain(tiny(family), pixel_values)[-1:], 1e-6)
+    assert not bands and not convolutions
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_borrowed_weights(family: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]) -> None:
+    """`torch.func.functional_call` puts tensors of its own in the parameters' places."""
+    pixel_values = images(2, 3, 64, 64)
+    model = Last(copy.deepcopy(tiny(family)))
+    weights = {name: 1.1 * weight.detach() for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        actual = torch.func.functional_call(model, weights, pixel_values)
+    assert not bands and not convolutions
+    model.load_state_dict(weights)
+    assert_equal([actual], plain(model.model, pixel_values)[-1:])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest storage that an operation returned."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("family", FAMILY)
+def test_the_expanded_activation_is_never_held_whole(
+    family: str, batch: int, bands: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the fast path nothing is larger than the images themselves."""
+    monkeypatch.setattr(cpu_inference, "BAND_BYTES", 2**16)
+    model = FAMILY[family].model(FAMILY[family].tiny_config(mlp_ratios=(8, 8, 8, 8), depths=(1, 1, 1, 1))).eval()
+    pixel_values = images(batch, 3, 256, 256)
+    with torch.enable_grad(), LargestTensor() as ordinary:
+        model(pixel_values)
+    with torch.no_grad(), LargestTensor() as banded:
+        model(pixel_values)
+    assert len(bands) == 4
+    assert ordinary.nbytes == batch * (64 * 64) * (8 * 16) * 4  # (B, N, E) of the first stage
+    assert banded.nbytes == pixel_values.nbytes < ordinary.nbytes / 2
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("family", FAMILY)
+def test_images_are_left_alone(family: str, memory_format: torch.memory_format) -> None:
+    pixel_values = images(2, 3, 64, 64).clone(memory_format=memory_format)
+    fast(tiny(family), pixel_values)
+    assert torch.equal(pixel_values, images(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_tokens_are_left_alone(family: str, bands: list[tuple[int, ...]]) -> None:
+    """Activations overwrite what the feed-forward made itself, not what it was given."""
+    mlp = tiny(family).encoder.layers[0].blocks[0].mlp
+    tokens = images(2, 16 * 12, 16)
+    given = tokens.clone()
+    with torch.no_grad():
+        first, second = mlp(given, (16, 12)), mlp(given, (16, 12))
+    assert len(bands) == 2
+    assert torch.equal(given, tokens) and torch.equal(first, second)
+    with torch.enable_grad():
+        assert_close([first], [mlp(tokens, (16, 12)).detach()], 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=str)
+@pytest.mark.parametrize("family", FAMILY)
+def test_half_precision(family: str, dtype: torch.dtype, precision: float, bands: list[tuple[int, ...]]) -> None:
+    """Both paths lie within a few roundings of float32.
+
+    32 channels, as published models have: with 16 or fewer, oneDNN 3.13's strided convolutions are wrong on AMX.
+    """
+    torch.manual_seed(0)
+    config = FAMILY[family].tiny_config(hidden_sizes=(32, 64, 96, 128), depths=(1, 1, 1, 1))
+    model, pixel_values = FAMILY[family].model(config).eval(), images(2, 3, 97, 64)
+    perturb(model)
+    expected = plain(model, pixel_values)
+    model, pixel_values = model.to(dtype), pixel_values.to(dtype)
+    actual, ordinary = fast(model, pixel_values), plain(model, pixel_values)
+    assert len(bands) == 4
+    assert {tensor.dtype for tensor in (*actual, *ordinary)} == {dtype}
+    assert_close(actual, ordinary, 2 * precision)
+    for path in (actual, ordinary):
+        assert_close([tensor.float() for tensor in path], expected, 8 * precision)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """With several, threads that wait for each other are counted as work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_share_of_copies(one_thread: None) -> None:
+    """PVTv2-B2 at 512 pixels: less than 3% of the time goes into copies, and every linear goes to oneDNN."""
+    model = hf_pvt.PvtV2Model(hf_pvt.variant_config("pvt-v2-b2")).eval()
+    pixel_values = images(1, 3, 512, 512)
+    with torch.inference_mode():
+        model(pixel_values)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            model(pixel_values)
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    assert times["aten::copy_"] < 0.03 * sum(times.values())
+    assert times.keys().isdisjoint({"aten::addmm", "aten::_slow_conv2d_forward"})

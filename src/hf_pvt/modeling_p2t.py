@@ -60,7 +60,9 @@ def pooled_length(length: int, ratio: int) -> Any:
     keep the expression for sizes that are not known yet, and compilers reason about it.
     """
     is_odd = length // ratio % 2  # ties go up from there
-    return torch.sym_max((2 * length + ratio - 1 + is_odd) // (2 * ratio), 1)
+    pooled = (2 * length + ratio - 1 + is_odd) // (2 * ratio)
+    # `torch.jit.trace` makes sizes tensors.
+    return pooled.clamp(min=1) if isinstance(pooled, Tensor) else torch.sym_max(pooled, 1)
 
 
 class P2tAttention(ReducedAttention):
@@ -78,7 +80,12 @@ class P2tAttention(ReducedAttention):
 
 
 class P2tFeedForward(ConvFeedForward):
-    """The inverted bottleneck; upstream's 1x1 convolutions are linears here."""
+    """The inverted bottleneck; upstream's 1x1 convolutions are linears here, but initialised as convolutions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for layer in (self.dense1, self.dense2):
+            layer.is_pointwise_convolution = True  # type: ignore[assignment]
 
 
 class P2tStage(PyramidStage):
@@ -132,11 +139,10 @@ class P2tPreTrainedModel(PyramidPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the pyramids'; the feed-forward's linears, convolutions upstream, as PyTorch draws convolutions."""
+        """As the pyramids'; upstream's 1x1 convolutions as PyTorch draws convolutions."""
         super()._init_weights(module)
-        if isinstance(module, P2tFeedForward):
-            draw_as_pytorch(module.dense1)
-            draw_as_pytorch(module.dense2)
+        if isinstance(module, nn.Linear) and hasattr(module, "is_pointwise_convolution"):
+            draw_as_pytorch(module)
 
 
 class P2tModel(P2tPreTrainedModel, PyramidModel):

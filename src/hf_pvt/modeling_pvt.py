@@ -51,8 +51,8 @@ class PvtPatchEmbedding(PatchEmbedding):
     def positions(self, grid: Grid) -> Tensor:
         """The position embeddings (1, N, C) of a grid, without the class token's."""
         table = self.position_embeddings[:, self.class_entries :]  # (1, N at image_size, C)
-        if grid == self.grid and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            return table
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and grid == self.grid:
+            return table  # compiled and exported code, where the comparison would pin the size, resizes always
         resized = F.interpolate(tokens_to_map(table, self.grid), size=grid, mode="bilinear", align_corners=False)
         return map_to_tokens(resized)
 
