@@ -1,4 +1,4 @@
-"""What Transformers expects of a model: saving, initialisation, outputs, labels, checkpointing, attention, pipelines."""
+"""What Transformers expects of a model: saving, initialisation, outputs, labels, checkpointing, pipelines."""
 
 import logging
 from pathlib import Path

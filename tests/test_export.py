@@ -1,0 +1,83 @@
+"""Compiled and exported models at sizes they were not traced at: the same numbers, not silently other ones."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from families import FAMILIES, P2T, PVT_V2_LINEAR, Family, perturb
+from torch import Tensor
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+TRACED = (2, 3, 96, 160)
+OTHER_SIZES = [TRACED, (3, 3, 224, 96), (1, 3, 97, 131), (1, 3, 300, 500)]
+SMALL = (5, 3, 33, 47)
+ALL = (*FAMILIES, PVT_V2_LINEAR)
+
+
+def build(family: Family) -> PreTrainedModel:
+    torch.manual_seed(0)
+    # Two of P2T's four pooled maps: compilers reason long about sizes that are rounded quotients.
+    pooling = {"pool_ratios": ((12, 16), (6, 8), (3, 4), (1, 2))} if family is P2T else {}
+    model: PreTrainedModel = family.classifier(family.tiny_config(depths=(1, 1, 1, 1), **pooling)).eval()
+    perturb(model)
+    return model
+
+
+def assert_close(output: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("family", ALL, ids=str)
+def test_export(family: Family) -> None:
+    """`torch.export` with dynamic batch, height and width.
+
+    PyTorch exports for sizes above one: images so small that a map shrinks to one row are refused, never wrong.
+    """
+    model = build(family)
+    sizes = {"pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    with torch.no_grad():
+        program = torch.export.export(model, (), {"pixel_values": torch.randn(TRACED)}, dynamic_shapes=sizes)
+        for shape in OTHER_SIZES:
+            images = torch.randn(shape)
+            assert_close(program.module()(pixel_values=images).logits, model(images).logits)
+        images = torch.randn(SMALL)
+        try:
+            output = program.module()(pixel_values=images)
+        except (AssertionError, RuntimeError) as refusal:
+            assert "pixel_values" in str(refusal)
+        else:
+            assert_close(output.logits, model(images).logits)
+
+
+@pytest.mark.parametrize("family", ALL, ids=str)
+def test_onnx(family: Family, tmp_path: Path) -> None:
+    """The ONNX file in ONNX Runtime; elsewhere adaptive pooling is baked at the traced size."""
+    model, file = build(family), tmp_path / "model.onnx"
+    sizes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
+    images = {"pixel_values": torch.randn(TRACED)}
+    torch.onnx.export(model, (), file, kwargs=images, dynamic_shapes=sizes, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    with torch.no_grad():
+        for shape in (*OTHER_SIZES, SMALL):
+            images = torch.randn(shape)
+            (logits,) = session.run(None, {"pixel_values": images.numpy()})
+            assert_close(torch.from_numpy(logits), model(images).logits)
+
+
+@pytest.mark.parametrize("family", ALL, ids=str)
+def test_compile(family: Family) -> None:
+    """One graph, without breaks, compiled once for all sizes."""
+    torch.compiler.reset()
+    model = build(family)
+    # Not inductor: its code generation takes most of a minute, and what can go wrong here goes wrong in the tracing.
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for shape in OTHER_SIZES[:2]:
+            images = torch.randn(shape)
+            assert_close(compiled(images).logits, model(images).logits)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            images = torch.randn(2, 3, 160, 192)
+            assert_close(compiled(images).logits, model(images).logits)
