@@ -33,8 +33,8 @@ def forward_table() -> str:
 def render(text: str) -> str:
     """`text` with each table between its markers replaced."""
     for marker, content in {"variants": variants_table(), "forward": forward_table()}.items():
-        begin, end = f"<!-- {marker} -->\n", f"\n<!-- /{marker} -->"
-        text, count = re.subn(f"{begin}.*?{end}", f"{begin}{content}{end}", text, flags=re.DOTALL)
+        begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+        text, count = re.subn(f"{begin}.*?{end}", f"{begin}{content}\n{end}", text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"the README has {count} places for {marker!r}, expected one between its markers.")
     return text
