@@ -24,6 +24,9 @@ from transformers.activations import GELUActivation
 BAND_BYTES = 4 * 2**20
 # Below this many tokens reordering the weight for oneDNN costs more than the product gains.
 MIN_ONEDNN_TOKENS = 128
+# PyTorch sends 1x1 convolutions of so many images to oneDNN; of fewer, with one thread or on a small map, it takes
+# im2col instead, and copies. A linear does not mind which tokens make an image.
+ONEDNN_IMAGES = 16
 
 _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     GELUActivation: torch.ops.aten.gelu_,
@@ -55,9 +58,11 @@ def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
         and is_plain_inference(tokens, layer)
         and tokens.shape[0] * tokens.shape[1] >= MIN_ONEDNN_TOKENS  # last: compilation would guard on it
     ):
-        column_map = tokens.unsqueeze(2).permute(0, 3, 1, 2)  # (B, C, N, 1)
-        output = torch.conv2d(column_map, layer.weight[:, :, None, None], layer.bias)  # (B, C_out, N, 1)
-        return output.permute(0, 2, 3, 1).squeeze(2)  # (B, N, C_out)
+        batch, count, channels = tokens.shape
+        images = ONEDNN_IMAGES if batch * count % ONEDNN_IMAGES == 0 else batch
+        column_map = tokens.view(images, -1, 1, channels).permute(0, 3, 1, 2)  # (images, C, B*N/images, 1)
+        output = torch.conv2d(column_map, layer.weight[:, :, None, None], layer.bias)  # (images, C_out, B*N/images, 1)
+        return output.permute(0, 2, 3, 1).reshape(batch, count, -1)  # (B, N, C_out)
     return layer(tokens)
 
 
