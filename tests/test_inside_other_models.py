@@ -208,7 +208,9 @@ def test_backbone_trains_and_survives_inside(host: Host, family: Family, tmp_pat
     assert all(torch.equal(weights[name], loaded_weights[name]) for name in weights)
     expected, actual = predictions(model), predictions(loaded)
     assert expected.keys() == actual.keys()
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    for name, prediction in expected.items():
+        # Not to the bit: the hosts' convolutions round by where in memory their weights lie.
+        torch.testing.assert_close(actual[name], prediction, rtol=1e-5, atol=1e-5)
 
     # The predictions come from the backbone, or their equality would say little.
     perturb(backbone_of(loaded, family))

@@ -50,4 +50,5 @@ def register() -> None:
         for auto_class, model_class in classes.items():
             auto_class.register(config_class, model_class, exist_ok=True)
     backends: dict[str, type] = {"torchvision": PvtImageProcessor, "pil": PvtImageProcessorPil}
-    AutoImageProcessor.register(P2tConfig, image_processor_classes=backends, exist_ok=True)
+    if not hasattr(AutoImageProcessor, "is_dummy"):  # as in older Transformers without torchvision
+        AutoImageProcessor.register(P2tConfig, image_processor_classes=backends, exist_ok=True)

@@ -23,7 +23,5 @@ class PvtV2Config(TransformersPvtV2Config, PyramidConfigMixin):
     negative or NaN.
     """
 
-    reduction_layer_norm_eps: float = 1e-5
-
     reduction_field = "sr_ratios"
     per_stage_fields = (*PyramidConfigMixin.per_stage_fields, "sr_ratios")

@@ -1,6 +1,7 @@
 """What the configurations of PVT, PVTv2 and P2T share: fields, validation, and values derived of them."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -9,8 +10,23 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 
+PROBABILITIES = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
+POSITIVE_NUMBERS = (
+    "layer_norm_eps",
+    "reduction_layer_norm_eps",
+    "initializer_range",
+    "num_channels",
+    "fpn_hidden_size",
+    "decoder_hidden_size",
+)
+
+
+@dataclass(kw_only=True, repr=False)
 class PyramidConfigMixin(BackboneConfigMixin):
-    """Validation and derived values; the fields are the inheriting configuration's."""
+    """The fields that Transformers' PVTv2 lacks, validation, and derived values.
+
+    The fields without a default are the inheriting configuration's.
+    """
 
     num_channels: int
     num_encoder_blocks: int
@@ -20,6 +36,13 @@ class PyramidConfigMixin(BackboneConfigMixin):
     num_attention_heads: list[int] | tuple[int, ...]
     drop_path_rate: float | int
     hidden_act: str
+
+    reduction_layer_norm_eps: float = 1e-5
+    fpn_hidden_size: int = 256
+    decoder_hidden_size: int = 128
+    classifier_dropout_prob: float | int = 0.1
+    semantic_loss_ignore_index: int = 255
+    semantic_loss_class_weights: list[float] | tuple[float, ...] | None = None
 
     # `output_hidden_states=-1` counts stages.
     attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "num_encoder_blocks"}
@@ -84,13 +107,27 @@ class PyramidConfigMixin(BackboneConfigMixin):
 
     def validate_numbers(self) -> None:
         """Probabilities in [0, 1), positive finite epsilons and channels (NaN is neither)."""
-        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in PROBABILITIES:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        for name in ("layer_norm_eps", "reduction_layer_norm_eps", "initializer_range", "num_channels"):
+        for name in POSITIVE_NUMBERS:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` must be positive and finite, got {value}.")
+
+    def validate_semantic_segmentation(self) -> None:
+        """One class weight per label, none negative, not all zero."""
+        weights, labels = self.semantic_loss_class_weights, self.num_labels  # type: ignore[attr-defined]
+        if weights is None:
+            return
+        if len(weights) != labels:
+            raise ValueError(
+                f"`semantic_loss_class_weights` has {len(weights)} values, expected one for each of the {labels} labels."
+            )
+        if not (all(weight >= 0 and math.isfinite(weight) for weight in weights) and any(weights)):
+            raise ValueError(
+                f"`semantic_loss_class_weights` must be finite, not negative and not all 0, got {list(weights)}."
+            )
 
 
 @strict
@@ -111,7 +148,6 @@ class PyramidConfig(PyramidConfigMixin, PreTrainedConfig):
     initializer_range: float = 0.02
     drop_path_rate: float | int = 0.0
     layer_norm_eps: float = 1e-6
-    reduction_layer_norm_eps: float = 1e-5
     qkv_bias: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None

@@ -61,8 +61,10 @@ def pooled_length(length: int, ratio: int) -> Any:
     """
     is_odd = length // ratio % 2  # ties go up from there
     pooled = (2 * length + ratio - 1 + is_odd) // (2 * ratio)
-    # `torch.jit.trace` makes sizes tensors.
-    return pooled.clamp(min=1) if isinstance(pooled, Tensor) else torch.sym_max(pooled, 1)
+    if isinstance(pooled, Tensor):  # `torch.jit.trace` makes sizes tensors
+        return pooled.clamp(min=1)
+    # `max` would pin a size that is not known yet; PyTorch 2.8 cannot compile `sym_max` of one that is.
+    return torch.sym_max(pooled, 1) if isinstance(pooled, torch.SymInt) else max(pooled, 1)
 
 
 class P2tAttention(ReducedAttention):
