@@ -9,7 +9,6 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
-
 PROBABILITIES = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
 POSITIVE_NUMBERS = (
     "layer_norm_eps",
@@ -122,7 +121,7 @@ class PyramidConfigMixin(BackboneConfigMixin):
             return
         if len(weights) != labels:
             raise ValueError(
-                f"`semantic_loss_class_weights` has {len(weights)} values, expected one for each of the {labels} labels."
+                f"`semantic_loss_class_weights` has {len(weights)} values, expected one for each of {labels} labels."
             )
         if not (all(weight >= 0 and math.isfinite(weight) for weight in weights) and any(weights)):
             raise ValueError(
