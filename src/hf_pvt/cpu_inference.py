@@ -22,6 +22,8 @@ from transformers.activations import GELUActivation
 
 # Expanded activation of one band, in bytes: small enough for the cache, large enough to keep the calls few.
 BAND_BYTES = 4 * 2**20
+# What glibc's malloc still puts on the heap, less its own bookkeeping.
+LARGEST_HEAP_BLOCK = 32 * 2**20 - 2**13
 # Below this many tokens reordering the weight for oneDNN costs more than the product gains.
 MIN_ONEDNN_TOKENS = 128
 # PyTorch sends 1x1 convolutions of so many images to oneDNN; of fewer, with one thread or on a small map, it takes
@@ -109,12 +111,12 @@ def _bands(batch: int, height: int, rows_per_band: int) -> Iterator[tuple[slice,
 
 
 def _keep_bands_on_the_heap() -> None:
-    """Allocate and free, untouched, as much as the buffers of a band take together.
+    """Allocate and free, untouched, the largest block that glibc may learn from.
 
-    glibc maps blocks larger than the largest it has seen freed, and unmaps them at once: every band would pay the page
-    faults of fresh buffers. After this block the bands' buffers come from the heap and stay there.
+    glibc maps blocks larger than the largest it has seen freed (up to 32 MiB), and gives memory beyond twice that back
+    to the system: every band would pay the page faults of fresh buffers. After this block the buffers stay.
     """
-    torch.empty(4 * BAND_BYTES, dtype=torch.uint8)
+    torch.empty(LARGEST_HEAP_BLOCK, dtype=torch.uint8)
 
 
 def _is_untouched(module: nn.Module) -> bool:
