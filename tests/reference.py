@@ -27,8 +27,12 @@ def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     """The value of the published weight `name`."""
     leaf = name.rpartition(".")[2]
+    if leaf == "num_batches_tracked":
+        return torch.zeros(shape, dtype=torch.int64)
     drawn = _draw(name, shape)
-    if leaf.startswith("pos_embed") or leaf == "cls_token":
+    if leaf == "running_var":
+        drawn = 0.5 + abs(drawn)
+    elif leaf.startswith("pos_embed") or leaf == "cls_token":
         drawn = 0.2 * drawn
     elif len(shape) >= 2:
         drawn = drawn / math.sqrt(math.prod(shape[1:]))
@@ -57,6 +61,24 @@ def checkpoint(variant: str) -> dict[str, Tensor]:
     return {key: weight(key, tuple(shape)) for key, shape in published_keys()[variant].items()}
 
 
+@cache
+def segmentation_keys() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Key and shape of every weight of MMSegmentation's Semantic FPN checkpoints, by our variant names."""
+    keys = {}
+    for variant, difference in json.loads((FIXTURES / "semantic_fpn_keys.json").read_text()).items():
+        name = variant.replace("_", "-")
+        shapes = {
+            f"backbone.{key}": shape for key, shape in published_keys()[name].items() if key not in difference["absent"]
+        }
+        keys[name] = {key: tuple(shape) for key, shape in (shapes | difference["head"]).items()}
+    return keys
+
+
+def segmentation_checkpoint(variant: str) -> dict[str, Tensor]:
+    """MMSegmentation's Semantic FPN checkpoint of a variant, drawn from its keys."""
+    return {key: weight(key, shape) for key, shape in segmentation_keys()[variant].items()}
+
+
 def segmentation_backbone(variant: str) -> dict[str, Tensor]:
     """The checkpoint, without a head, with which the feature maps were recorded: inside a segmentation model."""
     shapes = published_keys()[variant].items()
@@ -77,6 +99,17 @@ def recorded_sizes(variant: str, kind: str) -> Iterator[tuple[int, int]]:
     for size in sorted(sizes):
         height, width = size.split("x")
         yield int(height), int(width)
+
+
+def segmentation_logits(variant: str, height: int, width: int) -> tuple[tuple[int, ...], Tensor]:
+    """Shape and 2048 samples of the recorded logits at 1/4 of the size."""
+    prefix = f"{variant.replace('-', '_')}/semantic_fpn/{height}x{width}"
+    return tuple(outputs()[f"{prefix}/shape"].tolist()), outputs()[f"{prefix}/samples"]
+
+
+def dropped_channels(variant: str) -> list[int]:
+    """The head's channels that dropout zeroed when the segmentation logits were recorded."""
+    return json.loads((FIXTURES / "semantic_fpn_dropped_channels.json").read_text())[variant.replace("-", "_")]
 
 
 def logits(variant: str, height: int, width: int) -> Tensor:

@@ -143,6 +143,17 @@ def test_drop_path_schedule(family: Family) -> None:
     assert drop_path.eval()(tokens) is tokens
 
 
+def test_dropped_blocks_are_identities(family: Family) -> None:
+    """Both branches of every block are dropped: of a stage only its patch embedding and norm are left."""
+    model = build(family, "backbone", drop_path_rate=0.5, out_indices=[0, 1, 2, 3]).train()
+    for drop_path in modules(model, DropPath):
+        drop_path.rate = 1 - 1e-9
+    maps = model(IMAGES).feature_maps
+    for stage in model.encoder.layers:
+        stage.blocks = nn.ModuleList()
+    torch.testing.assert_close(maps, model(IMAGES).feature_maps, rtol=0, atol=0)
+
+
 # Outputs
 
 

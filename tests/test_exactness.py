@@ -1,12 +1,20 @@
 """All variants against what the published implementations compute."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reference
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoBackbone, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoBackbone,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
 
 import hf_pvt
 from hf_pvt import VARIANTS
@@ -14,6 +22,7 @@ from hf_pvt import VARIANTS
 # Relative to the largest output; float32 against float64. The deepest variants are allowed ten times as much.
 TOLERANCE = {"pvt-large": 1e-4, "pvt-v2-b4": 1e-4, "pvt-v2-b5": 1e-4, "p2t-large": 1e-4}
 RECORDED_FEATURES = [(v, size) for v in VARIANTS for size in reference.recorded_sizes(v, "features")]
+RECORDED_SEGMENTATIONS = [(v, size) for v in VARIANTS for size in reference.recorded_sizes(v, "semantic_fpn")]
 
 
 def load(weights: dict[str, torch.Tensor], path: Path) -> PreTrainedModel:
@@ -56,24 +65,82 @@ def test_features(variant: str, size: tuple[int, int], tmp_path: Path) -> None:
         assert relative_error(reference.samples(feature_map), samples) < 1e-5
 
 
-def on_meta(variant: str) -> PreTrainedModel:
+def decode_as_recorded(segmenter: PreTrainedModel, dropped: list[int]) -> None:
+    """Batch norms with the image's own statistics, and the recorded dropout (see fixtures/README.md)."""
+
+    def use_own_statistics(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+        norm.running_var, norm.running_mean = torch.var_mean(inputs[0].detach(), dim=(0, 2, 3), correction=0)
+
+    def drop(classifier: nn.Conv2d, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        kept = torch.full((1, inputs[0].shape[1], 1, 1), 1 / 0.9)
+        kept[:, dropped] = 0
+        return inputs[0] * kept
+
+    for module in segmenter.decode_head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(use_own_statistics)
+    segmenter.decode_head.classifier.register_forward_pre_hook(drop)
+
+
+@pytest.mark.parametrize(("variant", "size"), RECORDED_SEGMENTATIONS, ids=str)
+def test_segmentations(variant: str, size: tuple[int, int], tmp_path: Path) -> None:
+    """MMSegmentation's checkpoint, recognised by itself, gives the published logits on both paths, and once saved."""
+    segmenter = load(reference.segmentation_checkpoint(variant), tmp_path / "published.pth")
+    segmenter.save_pretrained(tmp_path / "saved")
+    saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+    for model in (segmenter, saved):
+        decode_as_recorded(model, reference.dropped_channels(variant))
+    shape, samples = reference.segmentation_logits(variant, *size)
+    image = reference.image(*size)
+    with torch.inference_mode():
+        fast = [segmenter(image).logits, saved(image).logits]
+    for logits in (segmenter(image).logits.detach(), *fast):
+        assert tuple(logits.shape) == shape
+        assert relative_error(reference.samples(logits, 2048), samples) < 1e-5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_epsilons(variant: str) -> None:
+    """Both of the published ones: a wrong one moves the logits by less than the tolerance above."""
+    for name, module in on_meta(variant, AutoModelForImageClassification, 1000).named_modules():
+        if isinstance(module, nn.LayerNorm):
+            is_reduction = name.endswith((".patch_embedding.layer_norm", ".attention.layer_norm"))
+            assert module.eps == (1e-5 if is_reduction else 1e-6), name
+
+
+def on_meta(variant: str, auto_class: Any, num_labels: int) -> PreTrainedModel:
     with torch.device("meta"):
-        config = hf_pvt.variant_config(variant, num_labels=1000, attn_implementation="eager")
-        return AutoModelForImageClassification.from_config(config)
+        config = hf_pvt.variant_config(variant, num_labels=num_labels, attn_implementation="eager")
+        return auto_class.from_config(config).eval()
+
+
+def count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters(variant: str) -> None:
-    assert sum(parameter.numel() for parameter in on_meta(variant).parameters()) == VARIANTS[variant].parameters
+    """With the classifier of 1,000 classes; of the segmenter with 150, without the one of the pyramid."""
+    classifier = on_meta(variant, AutoModelForImageClassification, 1000)
+    segmenter = on_meta(variant, AutoModelForSemanticSegmentation, 150)
+    assert count(classifier.parameters()) == VARIANTS[variant].parameters
+    assert count(segmenter.parameters()) == VARIANTS[variant].fpn_parameters
+
+
+def gmacs(model: PreTrainedModel, size: int) -> float:
+    """One multiply-accumulate is two operations."""
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, size, size, device="meta"))
+    return counter.get_total_flops() / 2e9
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gmacs(variant: str) -> None:
-    """To the three digits of the papers' tables; one multiply-accumulate is two operations."""
-    model = on_meta(variant)
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, 224, 224, device="meta"))
-    assert round(counter.get_total_flops() / 2e9, 3) == VARIANTS[variant].gmacs_224
+    """To all digits of the papers' tables."""
+    classifier = on_meta(variant, AutoModelForImageClassification, 1000)
+    segmenter = on_meta(variant, AutoModelForSemanticSegmentation, 150)
+    assert round(gmacs(classifier, 224), 3) == VARIANTS[variant].gmacs_224
+    assert round(gmacs(segmenter, 512), 2) == VARIANTS[variant].fpn_gmacs_512
 
 
 def test_variants_are_the_published_ones() -> None:

@@ -407,19 +407,22 @@ def test_no_named_tensors(content: Any, named: str, tmp_path: Path) -> None:
     assert message_of(path) == f" is not a state dict: no named tensors under {named}."
 
 
-def test_segmentation_checkpoint(tmp_path: Path) -> None:
+def test_segmentation_checkpoint_with_another_decoder(tmp_path: Path) -> None:
     weights = {f"backbone.{key}": weight for key, weight in published(tiny(P2T)).items()}
-    weights |= {"neck.lateral_convs.0.conv.weight": torch.ones(1), "decode_head.conv_seg.weight": torch.ones(1)}
-    message = message_of(saved({"state_dict": weights, "meta": {}}, tmp_path / "fpn.pth"))
+    weights |= {"decode_head.psp_modules.0.1.conv.weight": torch.ones(1), "decode_head.conv_seg.weight": torch.ones(1)}
+    message = message_of(saved({"state_dict": weights, "meta": {}}, tmp_path / "upernet.pth"))
     assert message == (
-        " is a segmentation checkpoint (backbone.*, decode_head.*, neck.*); only classification checkpoints are read."
+        ", recognised as MMSegmentation Semantic FPN on published P2T, is incomplete; missing or misshapen keys: "
+        "neck.lateral_convs.0.conv.weight, decode_head.conv_seg.weight."
     )
 
 
 def test_another_model(tmp_path: Path) -> None:
     keys = ["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "fc.weight"]
     message = message_of(saved({key: torch.ones(1) for key in keys}, tmp_path / "resnet.pth"))
-    expected = "published P2T, published PVT, published PVTv2, timm PVTv2"
+    published = ["published P2T", "published PVT", "published PVTv2"]
+    segmentation = [f"MMSegmentation Semantic FPN on {source}" for source in published]
+    expected = ", ".join([*published, "timm PVTv2", *segmentation])
     assert message == f" is none of: {expected}; its keys are {', '.join(keys)}."
 
 

@@ -11,9 +11,27 @@ from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
 from .image_processing_pvt import classification_image_processor
-from .modeling_p2t import P2tBackbone, P2tForImageClassification, P2tModel, P2tPreTrainedModel
-from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
-from .modeling_pvt_v2 import PvtV2Backbone, PvtV2ForImageClassification, PvtV2Model, PvtV2PreTrainedModel
+from .modeling_p2t import (
+    P2tBackbone,
+    P2tForImageClassification,
+    P2tForSemanticSegmentation,
+    P2tModel,
+    P2tPreTrainedModel,
+)
+from .modeling_pvt import (
+    PvtBackbone,
+    PvtForImageClassification,
+    PvtForSemanticSegmentation,
+    PvtModel,
+    PvtPreTrainedModel,
+)
+from .modeling_pvt_v2 import (
+    PvtV2Backbone,
+    PvtV2ForImageClassification,
+    PvtV2ForSemanticSegmentation,
+    PvtV2Model,
+    PvtV2PreTrainedModel,
+)
 from .original_checkpoints import load_original
 from .variants import VARIANTS, variant_config
 
@@ -24,16 +42,19 @@ __all__ = [
     "P2tBackbone",
     "P2tConfig",
     "P2tForImageClassification",
+    "P2tForSemanticSegmentation",
     "P2tModel",
     "P2tPreTrainedModel",
     "PvtBackbone",
     "PvtConfig",
     "PvtForImageClassification",
+    "PvtForSemanticSegmentation",
     "PvtModel",
     "PvtPreTrainedModel",
     "PvtV2Backbone",
     "PvtV2Config",
     "PvtV2ForImageClassification",
+    "PvtV2ForSemanticSegmentation",
     "PvtV2Model",
     "PvtV2PreTrainedModel",
     "classification_image_processor",

@@ -24,7 +24,6 @@ def classification_image_processor(crop_size: int = 224) -> BaseImageProcessor:
     return processor_class(
         do_resize=True,
         size={"shortest_edge": int(crop_size / CROP_RATIO)},
-        default_to_square=False,
         do_center_crop=True,
         crop_size={"height": crop_size, "width": crop_size},
         do_convert_rgb=True,

@@ -3,7 +3,6 @@
 Legend: see `layers`.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -24,12 +23,12 @@ from .layers import (
 from .modeling_pyramid import (
     PyramidBackbone,
     PyramidForImageClassification,
+    PyramidForSemanticSegmentation,
     PyramidModel,
     PyramidPreTrainedModel,
     draw_as_pytorch,
 )
 from .pyramid import PyramidStage
-from .remote_code import write_remote_code
 
 
 class PyramidPooling(nn.Module):
@@ -124,20 +123,7 @@ class P2tPreTrainedModel(PyramidPreTrainedModel):
     config_class = P2tConfig
     base_model_prefix = "p2t"
     stage_class = P2tStage
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
-    ) -> None:
-        """As Transformers', and with the code beside the weights, because Transformers has no P2T."""
-        self.config.auto_map = {
-            "AutoConfig": "configuration_p2t.P2tConfig",
-            "AutoModel": "modeling_p2t.P2tModel",
-            "AutoBackbone": "modeling_p2t.P2tBackbone",
-            "AutoModelForImageClassification": "modeling_p2t.P2tForImageClassification",
-        }
-        if is_main_process:
-            write_remote_code(self, save_directory)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+    needs_remote_code = True  # Transformers has no P2T
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -157,5 +143,11 @@ class P2tBackbone(P2tPreTrainedModel, PyramidBackbone):
 
 class P2tForImageClassification(P2tPreTrainedModel, PyramidForImageClassification):
     """P2T with a linear classifier on the mean of the last stage's tokens."""
+
+    model_class = P2tModel
+
+
+class P2tForSemanticSegmentation(P2tPreTrainedModel, PyramidForSemanticSegmentation):
+    """P2T with a Semantic FPN."""
 
     model_class = P2tModel

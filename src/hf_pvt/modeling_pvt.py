@@ -16,7 +16,13 @@ from transformers.activations import ACT2FN
 
 from .configuration_pvt import PvtConfig
 from .layers import FeedForward, Grid, PatchEmbedding, SpatialReductionAttention, map_to_tokens, tokens_to_map
-from .modeling_pyramid import PyramidBackbone, PyramidForImageClassification, PyramidModel, PyramidPreTrainedModel
+from .modeling_pyramid import (
+    PyramidBackbone,
+    PyramidForImageClassification,
+    PyramidForSemanticSegmentation,
+    PyramidModel,
+    PyramidPreTrainedModel,
+)
 from .pyramid import Pyramid, PyramidStage
 from .weight_names_pvt import FILE_TO_MEMORY, MEMORY_TO_FILE, rename
 
@@ -156,10 +162,20 @@ class PvtModel(PvtPreTrainedModel, PyramidModel):
         return PvtClassificationPyramid(self.config)
 
 
+# What a classification checkpoint has, and dense prediction does not use.
+CLASSIFICATION_ONLY = [r"^classifier\.", r"cls_token$", r"encoder\.layer_norm\."]
+
+
+class PvtDenseModel(PvtPreTrainedModel, PyramidModel):
+    """The bare PVT of the paper's dense prediction: `last_hidden_state` is the last stage's map (B, C, H/32, W/32)."""
+
+    _keys_to_ignore_on_load_unexpected = [*CLASSIFICATION_ONLY, r"^decode_head\."]
+
+
 class PvtBackbone(PvtPreTrainedModel, PyramidBackbone):
     """PVT as a backbone: as the paper's dense prediction, without class token and final norm."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"cls_token$", r"encoder\.layer_norm\."]
+    _keys_to_ignore_on_load_unexpected = [*CLASSIFICATION_ONLY, r"^decode_head\."]
 
 
 class PvtForImageClassification(PvtPreTrainedModel, PyramidForImageClassification):
@@ -169,3 +185,10 @@ class PvtForImageClassification(PvtPreTrainedModel, PyramidForImageClassificatio
 
     def pool(self, last_hidden_state: Tensor) -> Tensor:
         return last_hidden_state[:, 0]  # (B, 1 + N, C) -> (B, C)
+
+
+class PvtForSemanticSegmentation(PvtPreTrainedModel, PyramidForSemanticSegmentation):
+    """PVT with a Semantic FPN; class token and final norm of a classification checkpoint are dropped."""
+
+    model_class = PvtDenseModel
+    _keys_to_ignore_on_load_unexpected = CLASSIFICATION_ONLY

@@ -24,7 +24,13 @@ from .layers import (
     map_to_tokens,
     tokens_to_map,
 )
-from .modeling_pyramid import PyramidBackbone, PyramidForImageClassification, PyramidModel, PyramidPreTrainedModel
+from .modeling_pyramid import (
+    PyramidBackbone,
+    PyramidForImageClassification,
+    PyramidForSemanticSegmentation,
+    PyramidModel,
+    PyramidPreTrainedModel,
+)
 from .pyramid import PyramidStage
 
 
@@ -99,5 +105,11 @@ class PvtV2Backbone(PvtV2PreTrainedModel, PyramidBackbone):
 
 class PvtV2ForImageClassification(PvtV2PreTrainedModel, PyramidForImageClassification):
     """PVTv2 with a linear classifier on the mean of the last stage's tokens."""
+
+    model_class = PvtV2Model
+
+
+class PvtV2ForSemanticSegmentation(PvtV2PreTrainedModel, PyramidForSemanticSegmentation):
+    """PVTv2 with a Semantic FPN."""
 
     model_class = PvtV2Model

@@ -1,4 +1,4 @@
-"""The Transformers side of the three families, written once: pretrained base, model, backbone, image classifier.
+"""The Transformers side of the three families, written once: pretrained base, model, backbone, heads.
 
 A family binds each class in a few lines; its pretrained base names the stage that its pyramids are made of.
 
@@ -6,6 +6,7 @@ Legend: see `layers`. Images are (B, C, H, W), normalised floats.
 """
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -13,18 +14,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, ImageClassifierOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutput,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .layers import ReducedAttention
 from .pyramid import Pyramid, PyramidStage
+from .remote_code import remote_auto_map, write_remote_code
+from .semantic_fpn import SemanticFpn, semantic_loss
 
 
 class PyramidPreTrainedModel(PreTrainedModel):
     """What Transformers wants to know of every model here."""
 
     stage_class: type[PyramidStage]
+
+    # Whether Transformers lacks this class, so that a saved folder has to carry it.
+    needs_remote_code = False
 
     main_input_name = "pixel_values"
     input_modalities = ["image"]
@@ -39,6 +50,17 @@ class PyramidPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(PyramidStage, capture_initial_hidden_state=False),
         "attentions": OutputRecorder(ReducedAttention, index=1),
     }
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As Transformers', and with the code beside the weights where Transformers lacks the class."""
+        vars(self.config).pop("auto_map", None)  # of the folder that the configuration may come from
+        if self.needs_remote_code:
+            self.config.auto_map = remote_auto_map(self)
+            if is_main_process:
+                write_remote_code(self, save_directory)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -99,7 +121,7 @@ class PyramidModel(PyramidPreTrainedModel):
     """The bare pyramid."""
 
     # Opening a classifier's checkpoint without its head is what a bare model and a backbone are for.
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^decode_head\."]
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -187,5 +209,49 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
         logits = self.classifier(self.pool(outputs.last_hidden_state))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class PyramidForSemanticSegmentation(PyramidPreTrainedModel):
+    """The pyramid and a Semantic FPN on its four maps."""
+
+    model_class: type[PyramidModel]
+    needs_remote_code = True
+
+    # A classifier's checkpoint is where segmentation starts from: its head is dropped, the decoder is fresh.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        if self.num_labels < 2:
+            raise ValueError(
+                f"a segmenter needs at least 2 labels, got num_labels={self.num_labels}; the background is one."
+            )
+        setattr(self, self.base_model_prefix, self.model_class(config))
+        self.decode_head = SemanticFpn(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
+        """Logits (B, num_labels, H/4, W/4), and the loss where label maps are given.
+
+        Args:
+            pixel_values: images (B, C, H, W), as for the bare model.
+            labels: label maps (B, H, W), integers in [0, num_labels) or `config.semantic_loss_ignore_index`.
+
+        Raises:
+            ValueError: images or label maps that the model cannot take; the message names what was given and what is
+                expected.
+        """
+        outputs = self.base_model(pixel_values, **kwargs)
+        logits = self.decode_head(outputs.hidden_states)
+        loss = None
+        if labels is not None:
+            config = self.config
+            loss = semantic_loss(logits, labels, config.semantic_loss_ignore_index, config.semantic_loss_class_weights)
+        return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -1,8 +1,8 @@
 """Published checkpoints as Transformers models: what they call the weights, and what they say of the architecture.
 
-`load_original` reads the classification checkpoints of PVT, PVTv2 and P2T as their authors publish them, and timm's
-PVTv2. A `Layout` is an ordered table from our names to a source's; the architecture is read off the shapes found under
-those names, and every error speaks in the source's names.
+`load_original` reads the classification checkpoints of PVT, PVTv2 and P2T as their authors publish them, timm's PVTv2,
+and MMSegmentation's Semantic FPN on any of the three. A `Layout` is an ordered table from our names to a source's; the
+architecture is read off the shapes found under those names, and every error speaks in the source's names.
 """
 
 import argparse
@@ -20,7 +20,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
 
 from .auto import AUTO_CLASSES
 from .variants import CONFIG_CLASSES, VARIANTS, VariantConfig
@@ -29,6 +34,9 @@ StateDict = dict[str, Tensor]
 Renames = tuple[tuple[str, str], ...]
 
 STAGES = 4
+CLASSIFICATION_HEAD = "classifier.weight"
+SEGMENTATION_HEAD = "decode_head.classifier.weight"
+LATERAL = "decode_head.lateral_convs.0.weight"
 
 
 def _per_stage(*renames: tuple[str, str]) -> Renames:
@@ -78,6 +86,14 @@ TIMM_PVT_V2: Renames = (
     (r"\.mlp\.dwconv\.dwconv\.", r".mlp.dwconv."),
 )
 
+# MMSegmentation puts the pyramid under `backbone` and splits the decoder into `neck` and `decode_head`.
+SEMANTIC_FPN: Renames = (
+    (r"^decode_head\.(lateral_convs|fpn_convs)\.(\d+)\.", r"neck.\1.\2.conv."),
+    (r"^decode_head\.classifier\.", r"decode_head.conv_seg."),
+    (r"\.batch_norm\.", r".bn."),
+    (r"^(?!neck\.|decode_head\.)", r"backbone."),
+)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -87,6 +103,7 @@ class Layout:
     model_type: str
     marker: str  # a key that this layout has and no other
     renames: Renames
+    ignored: str = "$^"  # keys without a use here, as a pattern
 
     def name(self, ours: str) -> str:
         """The source's name of our weight `ours` (without the base model's prefix)."""
@@ -95,11 +112,28 @@ class Layout:
         return ours
 
 
-LAYOUTS = (
+CLASSIFICATION_LAYOUTS = (
     Layout("published P2T", "p2t", "d_convs1.0.weight", PUBLISHED_P2T),
     Layout("published PVT", "pvt", "pos_embed1", PUBLISHED),
     Layout("published PVTv2", "pvt_v2", "block1.0.mlp.dwconv.dwconv.weight", PUBLISHED),
     Layout("timm PVTv2", "pvt_v2", "stages.0.blocks.0.mlp.dwconv.weight", TIMM_PVT_V2),
+)
+
+# An auxiliary head serves training only, as does the classifier that P2T's pyramid still carries there.
+UNUSED_IN_SEGMENTATION = r"^auxiliary_head\.|^backbone\.head\."
+
+LAYOUTS = (
+    *CLASSIFICATION_LAYOUTS,
+    *(
+        Layout(
+            f"MMSegmentation Semantic FPN on {layout.source}",
+            layout.model_type,
+            f"backbone.{layout.marker}",
+            (*layout.renames, *SEMANTIC_FPN),
+            UNUSED_IN_SEGMENTATION,
+        )
+        for layout in CLASSIFICATION_LAYOUTS[:3]
+    ),
 )
 
 
@@ -108,30 +142,36 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
 
     Args:
         path: a .pth or .safetensors file: the published PVT, PVTv2 or P2T classification checkpoint (bare, or under
-            `model` or `state_dict`, with or without `module.` before every key) or a timm PVTv2 state dict.
+            `model` or `state_dict`, with or without `module.` before every key), a timm PVTv2 state dict, or
+            MMSegmentation's Semantic FPN, whose `meta` names the labels; optimizer state and auxiliary heads are left.
         config_overrides: configuration fields to set, such as `id2label`, or `image_size=(height, width)` for a PVT
             whose position embeddings belong to images that are not square.
 
     Returns:
-        The image classifier where the checkpoint has a head, the base model where it has none.
+        The segmenter or image classifier where the checkpoint has such a head, the base model where it has none. The
+        palette of a segmenter's labels, where there is one, is `config.palette`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not such a checkpoint, holds code, or its keys and shapes do not fit; the message names
             them.
     """
-    weights = read_weights(path)
+    weights, meta = read_checkpoint(path)
     layout = recognise_layout(weights, path)
-    config = read_config(weights, layout, config_overrides, path)
-    auto_class = AutoModelForImageClassification if layout.name("classifier.weight") in weights else AutoModel
+    config = read_config(weights, layout, label_fields(meta) | config_overrides, path)
+    auto_class: Any = AutoModel
+    if layout.name(SEGMENTATION_HEAD) in weights:
+        auto_class = AutoModelForSemanticSegmentation
+    elif layout.name(CLASSIFICATION_HEAD) in weights:
+        auto_class = AutoModelForImageClassification
     with torch.device("meta"):
         model: PreTrainedModel = AUTO_CLASSES[type(config)][auto_class](config)
     model.load_state_dict(convert(weights, layout, model, path), strict=True, assign=True)
     return model.eval()
 
 
-def read_weights(path: str | os.PathLike[str]) -> StateDict:
-    """The flat state dict in a file, out of the containers that training scripts put around it. Never runs code."""
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
+    """The flat state dict of a file, out of the containers around it, and its `meta`. Never runs code."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a checkpoint file; open a saved model with `from_pretrained`.")
@@ -140,6 +180,7 @@ def read_weights(path: str | os.PathLike[str]) -> StateDict:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; download the checkpoint again.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    meta = content.get("meta") if isinstance(content, dict) else None
     for container in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(container), dict):
             content = content[container]
@@ -149,8 +190,23 @@ def read_weights(path: str | os.PathLike[str]) -> StateDict:
     if strangers:
         raise ValueError(f"{path} is not a state dict: no named tensors under {_listing(strangers)}.")
     if all(key.startswith("module.") for key in content):
-        return {key.removeprefix("module."): weight for key, weight in content.items()}
-    return content
+        content = {key.removeprefix("module."): weight for key, weight in content.items()}
+    return content, meta if isinstance(meta, dict) else {}
+
+
+def label_fields(meta: dict[str, Any]) -> dict[str, Any]:
+    """Configuration fields from what MMSegmentation notes beside the weights: names of the labels and their colours."""
+    meta = meta.get("dataset_meta", meta)
+    names, palette = (meta.get(name.upper()) or meta.get(name) for name in ("classes", "palette"))
+    if not names:
+        return {}
+    fields: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: label for label, name in enumerate(names)},
+    }
+    if palette is not None and len(palette) == len(names):
+        fields["palette"] = [[int(value) for value in colour] for colour in palette]
+    return fields
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -183,12 +239,6 @@ def recognise_layout(weights: StateDict, path: str | os.PathLike[str]) -> Layout
     for layout in LAYOUTS:
         if layout.marker in weights:
             return layout
-    heads = sorted({key.split(".")[0] for key in weights} & {"backbone", "neck", "decode_head"})
-    if heads:
-        raise ValueError(
-            f"{path} is a segmentation checkpoint ({', '.join(f'{head}.*' for head in heads)}); only classification "
-            "checkpoints are read."
-        )
     raise ValueError(
         f"{path} is none of: {', '.join(layout.source for layout in LAYOUTS)}; its keys are {_listing(weights)}."
     )
@@ -210,7 +260,10 @@ def read_config(
 
     patches = [f"encoder.layers.{stage}.patch_embedding.proj.weight" for stage in range(STAGES)]
     expansions = [f"encoder.layers.{stage}.blocks.0.mlp.dense1.weight" for stage in range(STAGES)]
-    unusable = [layout.name(ours) for ours in (*patches, *expansions) if len(shape(ours)) < 2 or 0 in shape(ours)]
+    needed = [*patches, *expansions]
+    if layout.marker.startswith("backbone."):
+        needed += [LATERAL, SEGMENTATION_HEAD]
+    unusable = [layout.name(ours) for ours in needed if len(shape(ours)) < 2 or 0 in shape(ours)]
     if unusable:
         raise ValueError(
             f"{path}, recognised as {layout.source}, is incomplete; missing or misshapen keys: {_listing(unusable)}."
@@ -226,7 +279,11 @@ def read_config(
         fields["linear_attention"] = bool(shape(reduction))
     if layout.model_type == "pvt" and "image_size" not in overrides:
         fields["image_size"] = _square_image_size(weights[layout.marker], path)
-    if (head := shape("classifier.weight")) and "id2label" not in overrides:
+    if shape(SEGMENTATION_HEAD):
+        fields["fpn_hidden_size"] = shape(LATERAL)[0]
+        fields["decoder_hidden_size"] = shape(SEGMENTATION_HEAD)[1]
+    head = shape(SEGMENTATION_HEAD) or shape(CLASSIFICATION_HEAD)
+    if head and "id2label" not in overrides:
         fields["num_labels"] = head[0]
     for variant in VARIANTS.values():
         if (
@@ -259,7 +316,7 @@ def convert(weights: StateDict, layout: Layout, model: PreTrainedModel, path: st
     converted: StateDict = {}
     missing: list[str] = []
     misshapen: list[str] = []
-    unknown = set(weights)
+    unknown = {key for key in weights if not re.search(layout.ignored, key)}
     for ours, parameter in model.state_dict().items():
         theirs = layout.name(ours.removeprefix(f"{model.base_model_prefix}."))
         unknown.discard(theirs)
@@ -273,7 +330,7 @@ def convert(weights: StateDict, layout: Layout, model: PreTrainedModel, path: st
             expected = (2 * parameter.shape[0], *parameter.shape[1:]) if _is_half(ours) else tuple(parameter.shape)
             misshapen.append(f"{theirs} {tuple(weights[theirs].shape)} instead of {expected}")
             continue
-        converted[ours] = weight.to(torch.float32, copy=True)
+        converted[ours] = weight.to(torch.float32 if weight.is_floating_point() else weight.dtype, copy=True)
     problems = {"unknown": unknown, "missing": dict.fromkeys(missing), "misshapen": dict.fromkeys(misshapen)}
     report = [f"{kind} keys: {_listing(sorted(keys))}" for kind, keys in problems.items() if keys]
     if report:
