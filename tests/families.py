@@ -28,6 +28,7 @@ class Family:
     model: type[PreTrainedModel]
     classifier: type[PreTrainedModel]
     backbone: type[PreTrainedModel]
+    segmenter: type[PreTrainedModel]
     fields: dict[str, Any] = field(default_factory=dict)
 
     def tiny_config(self, **overrides: Any) -> Any:
@@ -36,7 +37,7 @@ class Family:
 
     @property
     def classes(self) -> tuple[type[PreTrainedModel], ...]:
-        return self.model, self.classifier, self.backbone
+        return self.model, self.classifier, self.backbone, self.segmenter
 
     def __str__(self) -> str:
         return self.name
@@ -48,15 +49,34 @@ PVT = Family(
     hf_pvt.PvtModel,
     hf_pvt.PvtForImageClassification,
     hf_pvt.PvtBackbone,
+    hf_pvt.PvtForSemanticSegmentation,
     {"image_size": IMAGE_SIZE},
 )
 PVT_V2 = Family(
-    "pvt_v2", hf_pvt.PvtV2Config, hf_pvt.PvtV2Model, hf_pvt.PvtV2ForImageClassification, hf_pvt.PvtV2Backbone
+    "pvt_v2",
+    hf_pvt.PvtV2Config,
+    hf_pvt.PvtV2Model,
+    hf_pvt.PvtV2ForImageClassification,
+    hf_pvt.PvtV2Backbone,
+    hf_pvt.PvtV2ForSemanticSegmentation,
 )
 PVT_V2_LINEAR = Family(
-    "pvt_v2_linear", PVT_V2.config, PVT_V2.model, PVT_V2.classifier, PVT_V2.backbone, {"linear_attention": True}
+    "pvt_v2_linear",
+    PVT_V2.config,
+    PVT_V2.model,
+    PVT_V2.classifier,
+    PVT_V2.backbone,
+    PVT_V2.segmenter,
+    {"linear_attention": True},
 )
-P2T = Family("p2t", hf_pvt.P2tConfig, hf_pvt.P2tModel, hf_pvt.P2tForImageClassification, hf_pvt.P2tBackbone)
+P2T = Family(
+    "p2t",
+    hf_pvt.P2tConfig,
+    hf_pvt.P2tModel,
+    hf_pvt.P2tForImageClassification,
+    hf_pvt.P2tBackbone,
+    hf_pvt.P2tForSemanticSegmentation,
+)
 
 FAMILIES = (PVT, PVT_V2, P2T)
 

@@ -10,7 +10,12 @@ from .auto import register as _register
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
-from .image_processing_pvt import classification_image_processor
+from .image_processing_pvt import (
+    PvtSegmentationImageProcessor,
+    PvtSegmentationImageProcessorPil,
+    classification_image_processor,
+    segmentation_image_processor,
+)
 from .modeling_p2t import (
     P2tBackbone,
     P2tForImageClassification,
@@ -33,6 +38,7 @@ from .modeling_pvt_v2 import (
     PvtV2PreTrainedModel,
 )
 from .original_checkpoints import load_original
+from .segmentation import segment_multi_scale, segment_sliding
 from .variants import VARIANTS, variant_config
 
 __version__ = _version("hf_pvt")
@@ -51,6 +57,8 @@ __all__ = [
     "PvtForSemanticSegmentation",
     "PvtModel",
     "PvtPreTrainedModel",
+    "PvtSegmentationImageProcessor",
+    "PvtSegmentationImageProcessorPil",
     "PvtV2Backbone",
     "PvtV2Config",
     "PvtV2ForImageClassification",
@@ -59,6 +67,9 @@ __all__ = [
     "PvtV2PreTrainedModel",
     "classification_image_processor",
     "load_original",
+    "segment_multi_scale",
+    "segment_sliding",
+    "segmentation_image_processor",
     "variant_config",
 ]
 

@@ -14,13 +14,13 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
-    PvtImageProcessor,
-    PvtImageProcessorPil,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
+from .image_processing_pvt import PvtSegmentationImageProcessor, PvtSegmentationImageProcessorPil
 from .modeling_p2t import P2tBackbone, P2tForImageClassification, P2tForSemanticSegmentation, P2tModel
 from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtForSemanticSegmentation, PvtModel
 from .modeling_pvt_v2 import PvtV2Backbone, PvtV2ForImageClassification, PvtV2ForSemanticSegmentation, PvtV2Model
@@ -53,6 +53,15 @@ def register() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class, model_class in classes.items():
             auto_class.register(config_class, model_class, exist_ok=True)
-    backends: dict[str, type] = {"torchvision": PvtImageProcessor, "pil": PvtImageProcessorPil}
+        # The segmentation pipeline knows models by these names alone, and warns of others. The key is no model type, or
+        # Transformers would look for the class in its own module of that type.
+        segmenter = classes[AutoModelForSemanticSegmentation]
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[f"hf_pvt:{config_class.model_type}"] = segmenter.__name__
+    # A preprocessor_config.json names its class, which Transformers finds among all that are registered, by whichever
+    # configuration; P2T's alone has none in Transformers.
+    backends: dict[str, type] = {
+        "torchvision": PvtSegmentationImageProcessor,
+        "pil": PvtSegmentationImageProcessorPil,
+    }
     if not hasattr(AutoImageProcessor, "is_dummy"):  # as in older Transformers without torchvision
         AutoImageProcessor.register(P2tConfig, image_processor_classes=backends, exist_ok=True)

@@ -1,16 +1,31 @@
-"""The image processor of the published evaluation.
+"""Image processors: the published evaluation of classifiers, and images with label maps for segmenters.
 
-It is Transformers' own `PvtImageProcessor` with the published settings, so that preprocessor_config.json means the same
-where this package is not installed. Transformers' defaults squash an image to 224x224, which is not what the papers
-evaluate.
+Classification uses Transformers' own `PvtImageProcessor` with the published settings, so that preprocessor_config.json
+means the same where this package is not installed. Transformers' defaults squash an image to 224x224, which is not what
+the papers evaluate.
 """
 
+import math
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import PvtImageProcessor, PvtImageProcessorPil
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import PILImageResampling, SizeDict, get_image_size
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
+
+from .remote_code import write_remote_code
 
 # Share of the resized image's shorter side that the centre crop keeps: 224 of 256 pixels.
 CROP_RATIO = 0.875
+# Labels whose logits are resized at once: at any number of labels, one image needs little memory.
+LABELS_AT_ONCE = 16
 
 
 def classification_image_processor(crop_size: int = 224) -> BaseImageProcessor:
@@ -28,3 +43,203 @@ def classification_image_processor(crop_size: int = 224) -> BaseImageProcessor:
         crop_size={"height": crop_size, "width": crop_size},
         do_convert_rgb=True,
     )
+
+
+def segmentation_image_processor(**settings: Any) -> BaseImageProcessor:
+    """The published evaluation on ADE20K: the shorter side to 512, the longer at most 2048, each a multiple of 32.
+
+    Args:
+        settings: fields of `PvtSegmentationImageProcessor` to change, such as `do_reduce_labels=True` for ADE20K.
+    """
+    if is_torchvision_available():
+        return PvtSegmentationImageProcessor(**settings)
+    return PvtSegmentationImageProcessorPil(**settings)
+
+
+class SegmentationKwargs(ImagesKwargs, total=False):
+    """What a segmenter's processor takes beside Transformers' settings."""
+
+    size_divisor: int
+    do_reduce_labels: bool
+
+
+class SegmentationMixin:
+    """Keeps the ratio, rounds sides up to a multiple, takes label maps along, and turns logits into label maps.
+
+    Args:
+        size: `{"shortest_edge": 512, "longest_edge": 2048}` scales until one of both is reached, as published;
+            `{"height": ..., "width": ...}` ignores the ratio.
+        size_divisor: each side is rounded up to a multiple of this. The published code scales first and then rounds
+            up, resampling twice; here it is one resize.
+        do_reduce_labels: label 0 becomes 255, which the loss ignores, and the others shift down by one, as in ADE20K.
+    """
+
+    valid_kwargs = SegmentationKwargs
+    resample = PILImageResampling.BILINEAR
+    size = {"shortest_edge": 512, "longest_edge": 2048}
+    size_divisor = 32
+    default_to_square = False
+    do_convert_rgb = True
+    do_reduce_labels = False
+
+    def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """`pixel_values` (B, 3, H, W) of images and, where label maps are given, `labels` (B, H, W) of integers.
+
+        Args:
+            images: one or a list: PIL images of any mode (EXIF orientation is applied, 16 bits become 8, transparency
+                becomes white), arrays or tensors.
+            segmentation_maps: one label map (H, W) of integers per image, of the image's size.
+
+        Raises:
+            ValueError: not as many label maps as images, or one that has another size or is not single-channel
+                integers.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
+
+    def _preprocess_image_like_inputs(
+        self, images: Any, segmentation_maps: Any, do_reduce_labels: bool, return_tensors: Any, **kwargs: Any
+    ) -> BatchFeature:
+        images = [readable(image) for image in as_list(images)]
+        batch = super()._preprocess_image_like_inputs(images, return_tensors=None, **kwargs)  # type: ignore[misc]
+        data = {"pixel_values": batch["pixel_values"]}
+        if segmentation_maps is not None:
+            label_maps = [as_label_map(label_map) for label_map in as_list(segmentation_maps)]
+            check_sizes(images, label_maps)
+            if do_reduce_labels:
+                label_maps = [np.where(labels == 0, 255, labels - (labels != 255)) for labels in label_maps]
+            sizes = [pixel_values.shape[-2:] for pixel_values in data["pixel_values"]]
+            data["labels"] = [nearest(*pair) for pair in zip(label_maps, sizes, strict=True)]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _preprocess(
+        self, images: list[Any], size: SizeDict, size_divisor: int, return_tensors: Any, **kwargs: Any
+    ) -> BatchFeature:
+        processed = []
+        for image in images:  # (3, H, W)
+            height, width = image.shape[-2:]
+            height, width = target_size(height, width, size, size_divisor)
+            scaled = SizeDict(height=height, width=width)
+            batch = super()._preprocess([image], size=scaled, return_tensors=None, **kwargs)  # type: ignore[misc]
+            processed.append(batch["pixel_values"][0])
+        return BatchFeature(data={"pixel_values": processed}, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """Label maps (H, W) of a segmenter's logits, at each image's (height, width), or at the logits' size."""
+        logits = outputs.logits
+        if target_sizes is None:
+            target_sizes = [tuple(logits.shape[-2:])] * len(logits)
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"got {len(target_sizes)} target sizes for {len(logits)} images; pass one for each.")
+        return [
+            most_likely_labels(scores, (int(height), int(width)))
+            for scores, (height, width) in zip(logits, target_sizes, strict=True)
+        ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As Transformers', and with the code beside it, because Transformers has no such processor."""
+        module = type(self).__module__.rpartition(".")[2]
+        names = ("PvtSegmentationImageProcessorPil", "PvtSegmentationImageProcessor")
+        self.auto_map = {"AutoImageProcessor": [f"{module}.{name}" for name in names]}
+        write_remote_code(self, save_directory)
+        return super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+
+
+class PvtSegmentationImageProcessor(SegmentationMixin, PvtImageProcessor):  # type: ignore[misc]
+    """`SegmentationMixin` on torchvision."""
+
+
+class PvtSegmentationImageProcessorPil(SegmentationMixin, PvtImageProcessorPil):  # type: ignore[misc]
+    """`SegmentationMixin` on PIL."""
+
+
+def as_list(images: Any) -> list[Any]:
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def readable(image: Any) -> Any:
+    """A file, PIL image, or integer array (H, W), (H, W, 1) or (H, W, 4) as an RGB PIL image; others as they are."""
+    if isinstance(image, str | os.PathLike) and os.path.isfile(image):
+        image = Image.open(image)
+    if isinstance(image, np.ndarray) and image.dtype.kind in "biu":
+        if image.ndim == 3 and image.shape[-1] == 1:
+            image = image[..., 0]
+        if image.ndim == 2 or image.shape[-1] == 4:
+            image = Image.fromarray(image)
+    return as_rgb(image) if isinstance(image, Image.Image) else image
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """As a viewer shows it: upright, 16 bits as 8 (PIL clips them), transparency on white (PIL drops it)."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def as_label_map(label_map: Any) -> np.ndarray:
+    """A label map (H, W) of int64; of a palette image the indices are the labels."""
+    if isinstance(label_map, str | os.PathLike):
+        label_map = Image.open(label_map)
+    if isinstance(label_map, Image.Image):
+        label_map = ImageOps.exif_transpose(label_map)
+    labels = np.asarray(label_map)
+    if labels.ndim == 3 and 1 in (labels.shape[0], labels.shape[-1]):
+        labels = labels.reshape([side for side in labels.shape if side != 1] if labels.size > 1 else (1, 1))
+    if labels.ndim != 2 or labels.dtype.kind not in "biu":
+        raise ValueError(
+            f"a label map must hold one integer label per pixel (H, W), got shape {labels.shape} of {labels.dtype}; "
+            "save colour-coded masks as single-channel label indices first."
+        )
+    return labels.astype(np.int64)
+
+
+def check_sizes(images: list[Any], label_maps: list[np.ndarray]) -> None:
+    if len(images) != len(label_maps):
+        raise ValueError(f"got {len(label_maps)} label maps for {len(images)} images; pass one for each.")
+    for index, (image, labels) in enumerate(zip(images, label_maps, strict=True)):
+        height, width = image.size[::-1] if isinstance(image, Image.Image) else get_image_size(np.asarray(image))
+        if labels.shape != (height, width):
+            raise ValueError(
+                f"image {index} is {height}x{width} pixels (height x width), its label map {labels.shape[0]}x"
+                f"{labels.shape[1]}; they must be the same picture."
+            )
+
+
+def target_size(height: int, width: int, size: SizeDict, divisor: int) -> tuple[int, int]:
+    """Height and width after resizing: `size` reached in one dimension, then each side a multiple of `divisor`."""
+    if size.height and size.width:
+        height, width = size.height, size.width
+    else:
+        scale = (size.shortest_edge or math.inf) / min(height, width)
+        scale = min(scale, (size.longest_edge or math.inf) / max(height, width))
+        height, width = int(height * scale + 0.5), int(width * scale + 0.5)
+    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+
+
+def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) -> `size`, every pixel with the label of the nearest one: labels are never mixed."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(size, labels.shape, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def most_likely_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The label with the highest logit per pixel: logits (K, h, w), resized bilinearly, become labels (H, W).
+
+    A few labels at a time: all logits of a large photograph at its own size would take gigabytes.
+    """
+    best_score = logits.new_full(size, -math.inf)
+    best_label = torch.zeros(size, dtype=torch.int64, device=logits.device)
+    for first in range(0, len(logits), LABELS_AT_ONCE):
+        some = logits[None, first : first + LABELS_AT_ONCE]
+        score, label = F.interpolate(some, size=size, mode="bilinear", align_corners=False)[0].max(0)  # (H, W)
+        better = score > best_score
+        best_score = torch.where(better, score, best_score)
+        best_label = torch.where(better, label + first, best_label)
+    return best_label
