@@ -503,3 +503,86 @@ def test_a_block_that_is_missing_in_the_middle(tmp_path: Path) -> None:
     weights = {key: weight for key, weight in weights.items() if not key.startswith("block1.1.")}
     message = message_of(saved(weights, tmp_path / "checkpoint.pth"))
     assert "unknown keys: block1.2." in message and "missing keys: block1.1." in message
+
+
+# MMSegmentation's Semantic FPN
+
+CLASSES = ("road", "sky", "tree", "car", "person")
+PALETTE = [[128, 64, 128], [70, 130, 180], [107, 142, 35], [0, 0, 142], [220, 20, 60]]
+
+
+def segmenter(family: Family) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = family.segmenter(family.tiny_config(**FIELDS, fpn_hidden_size=24, decoder_hidden_size=12)).eval()
+    perturb(model)
+    return model
+
+
+def mmsegmentation(model: PreTrainedModel) -> StateDict:
+    """The weights as MMSegmentation would have saved them."""
+    pyramid = {name: weight for name, weight in published(model).items() if not name.startswith("decode_head.")}
+    weights = {f"backbone.{name}": weight for name, weight in pyramid.items()}
+    for name, weight in model.state_dict().items():
+        if name.startswith("decode_head."):
+            name = re.sub(r"^decode_head\.(lateral_convs|fpn_convs)\.(\d)", r"neck.\1.\2.conv", name)
+            name = name.replace("decode_head.classifier.", "decode_head.conv_seg.").replace(".batch_norm.", ".bn.")
+            weights[name] = weight.clone()
+    return weights
+
+
+METAS: dict[str, dict[str, Any]] = {
+    "0.x": {"CLASSES": CLASSES, "PALETTE": PALETTE, "config": "model = dict()", "epoch": 1},
+    "1.x": {"dataset_meta": {"classes": list(CLASSES), "palette": PALETTE}},
+}
+
+
+@pytest.mark.parametrize("meta", METAS)
+@pytest.mark.parametrize("family", ALL, ids=str)
+def test_semantic_fpn(family: Family, meta: str, tmp_path: Path) -> None:
+    """Widths, labels and palette are read; optimizer state, auxiliary head and P2T's classifier are left."""
+    model = segmenter(family)
+    weights = mmsegmentation(model) | {"auxiliary_head.conv_seg.weight": torch.ones(5, 3, 1, 1)}
+    if family is P2T:
+        weights |= {"backbone.head.weight": torch.ones(1000, 16), "backbone.head.bias": torch.ones(1000)}
+    content = {"meta": METAS[meta], "state_dict": weights, "optimizer": {"state": {}, "param_groups": []}}
+    loaded = load_original(saved(content, tmp_path / "fpn.pth"))
+    assert_same_weights(loaded, model)
+    assert loaded.config.id2label == dict(enumerate(CLASSES))
+    assert loaded.config.label2id["car"] == 3
+    assert loaded.config.palette == PALETTE
+    assert loaded.config.fpn_hidden_size == 24 and loaded.config.decoder_hidden_size == 12
+    loaded.save_pretrained(tmp_path / "saved")
+    assert type(loaded.config).from_pretrained(tmp_path / "saved").palette == PALETTE
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert loaded(image).logits.equal(model(image).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_semantic_fpn_without_meta(family: Family, tmp_path: Path) -> None:
+    path = saved({"state_dict": mmsegmentation(segmenter(family))}, tmp_path / "fpn.pth")
+    config = load_original(path).config
+    assert config.num_labels == 5 and config.id2label[4] == "LABEL_4"
+    assert load_original(path, id2label=dict(enumerate(CLASSES))).config.id2label[4] == "person"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_semantic_fpn_is_read_strictly(family: Family, tmp_path: Path) -> None:
+    weights = mmsegmentation(segmenter(family))
+    bias = weights.pop("neck.fpn_convs.2.conv.bias")
+    weights["decode_head.convs.0.weight"] = bias
+    weights["decode_head.scale_heads.1.0.bn.weight"] = torch.ones(13)
+    message = message_of(saved({"state_dict": weights}, tmp_path / "fpn.pth"))
+    assert message.startswith(", recognised as MMSegmentation Semantic FPN on published P")
+    assert message.endswith(
+        "does not fit: unknown keys: decode_head.convs.0.weight; missing keys: neck.fpn_convs.2.conv.bias; misshapen "
+        "keys: decode_head.scale_heads.1.0.bn.weight (13,) instead of (12,)."
+    )
+
+
+def test_labels_of_another_count(tmp_path: Path) -> None:
+    """Names that do not fit the head are an error, not a silent choice."""
+    content = {"meta": {"CLASSES": CLASSES[:4]}, "state_dict": mmsegmentation(segmenter(PVT_V2))}
+    assert "decode_head.conv_seg.weight (5, 12, 1, 1) instead of (4, 12, 1, 1)" in message_of(
+        saved(content, tmp_path / "fpn.pth")
+    )

@@ -272,7 +272,9 @@ def test_starts_from_a_classifier(family: Family, role: str, tmp_path: Path, cap
     names = {label: f"thing {label}" for label in range(9)}
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING):
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, num_labels=9, output_loading_info=True)
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+            tmp_path, id2label=names, label2id={name: label for label, name in names.items()}, output_loading_info=True
+        )
     assert info["missing_keys"] and all(key.startswith("decode_head.") for key in info["missing_keys"])
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
     (notice,) = {record.getMessage() for record in caplog.records}

@@ -10,12 +10,14 @@ from .auto import register as _register
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
+from .drawing import draw_segmentation
 from .image_processing_pvt import (
     PvtSegmentationImageProcessor,
     PvtSegmentationImageProcessorPil,
     classification_image_processor,
     segmentation_image_processor,
 )
+from .labels import ade20k_id2label, ade20k_palette, imagenet_1k_id2label
 from .modeling_p2t import (
     P2tBackbone,
     P2tForImageClassification,
@@ -65,7 +67,11 @@ __all__ = [
     "PvtV2ForSemanticSegmentation",
     "PvtV2Model",
     "PvtV2PreTrainedModel",
+    "ade20k_id2label",
+    "ade20k_palette",
     "classification_image_processor",
+    "draw_segmentation",
+    "imagenet_1k_id2label",
     "load_original",
     "segment_multi_scale",
     "segment_sliding",

@@ -1,0 +1,171 @@
+"""A picture of a segmentation: the image under the colours of its labels, and a legend.
+
+Only Pillow and numpy are needed. The same input draws the same pixels with the same version of Pillow.
+"""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+Palette = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
+Entry = tuple[Colour | None, str]  # a line of the legend: the box's colour, None for no box, and the text
+
+MIN_FONT_SIZE = 11  # pixels; smaller text cannot be read
+LEAST_LINES = 6  # of the legend, even where the image is lower
+FONT_SHARE = 0.024  # of the image's mean side
+PAPER, INK, FRAME = (255, 255, 255), (32, 32, 32), (128, 128, 128)
+STEPS = tuple(1.2207440846057596**-i for i in (1, 2, 3))  # the root of x**4 = x + 1
+
+
+def draw_segmentation(
+    image: Any,
+    mask: Any,
+    id2label: Mapping[int, str],
+    palette: Palette | None = None,
+    alpha: float = 0.5,
+    ignore_index: int = 255,
+) -> Image.Image:
+    """The image with its labels' colours blended in, and a legend of the labels beside a tall image, below a wide one.
+
+    The overlay is the top left corner of the picture, pixel for pixel. The legend names the labels by area, the largest
+    first, each with its share of all pixels, ignored ones included; it ends in "and n more" where there is no space.
+
+    Args:
+        image: a PIL image of any mode, or an array (H, W, 3) of uint8.
+        mask: the label map (H, W), integers: an array, a tensor or a PIL image.
+        id2label: the name of each label in the mask.
+        palette: RGB colours in [0, 255], one for each label: a sequence or a dict. Default: `distinct_colour`.
+        alpha: the colours' share in the blend, in [0, 1].
+        ignore_index: the label of pixels that keep the image's colour and have no line in the legend.
+
+    Raises:
+        ValueError: sizes differ, mask or image are of another kind, or a label has no name or no colour.
+    """
+    photo, label_map = _rgb(image), _label_map(mask)
+    if label_map.shape != photo.shape[:2]:
+        raise ValueError(
+            f"the mask is {_size(label_map)} and the image {_size(photo)} (width x height), expected the same size; "
+            "resize the logits to the image before their argmax."
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, expected a number in [0, 1].")
+    labels, areas = np.unique(label_map[label_map != ignore_index], return_counts=True)
+    colours = {int(label): _colour(palette, int(label)) for label in labels}
+    names = {label: _name(id2label, label) for label in colours}
+    overlay = Image.fromarray(_blend(photo, label_map, colours, alpha))
+    shares = dict(zip(colours, 100 * areas / label_map.size, strict=True))
+    by_area = sorted(colours, key=lambda label: -shares[label])
+    return _with_legend(overlay, [(colours[label], f"{names[label]}  {shares[label]:.1f} %") for label in by_area])
+
+
+def distinct_colour(label: int) -> Colour:
+    """A colour for each of any number of labels, no two of the first 256 alike.
+
+    Hue, saturation and value each walk by an irrational step, so that no two labels come close in all three:
+    https://extremelearning.com.au/unreasonable-effectiveness-of-quasirandom-sequences/
+    """
+    hue, saturation, value = (label * step % 1 for step in STEPS)
+    rgb = colorsys.hsv_to_rgb(hue, 0.4 + 0.6 * (1 - saturation), 0.5 + 0.5 * (1 - value))
+    red, green, blue = (round(255 * share) for share in rgb)
+    return red, green, blue
+
+
+def _rgb(image: Any) -> NDArray[np.uint8]:
+    """The image's pixels (H, W, 3)."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(
+            f"the image is an array of {pixels.dtype} {pixels.shape}, expected uint8 (height, width, 3) or a PIL image."
+        )
+    return pixels
+
+
+def _label_map(mask: Any) -> NDArray[np.integer[Any]]:
+    label_map = np.asarray(mask.detach().cpu() if isinstance(mask, torch.Tensor) else mask)
+    if label_map.ndim != 2 or not np.issubdtype(label_map.dtype, np.integer):
+        raise ValueError(
+            f"the mask holds {label_map.dtype} of shape {label_map.shape}, expected integers (height, width)."
+        )
+    return label_map
+
+
+def _size(pixels: NDArray[Any]) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+
+def _name(id2label: Mapping[int, str], label: int) -> str:
+    if label not in id2label:
+        raise ValueError(f"the mask holds label {label}, which id2label does not name; add it, or set ignore_index.")
+    return id2label[label]
+
+
+def _colour(palette: Palette | None, label: int) -> Colour:
+    if palette is None:
+        return distinct_colour(label)
+    if label not in (palette if isinstance(palette, Mapping) else range(len(palette))):
+        raise ValueError(f"the palette of {len(palette)} colours has none for label {label}; add it.")
+    red, green, blue = palette[label]
+    return int(red), int(green), int(blue)
+
+
+def _blend(
+    photo: NDArray[np.uint8], label_map: NDArray[np.integer[Any]], colours: Mapping[int, Colour], alpha: float
+) -> NDArray[np.uint8]:
+    """Each label's pixels as (1 - alpha) of the photo and alpha of the label's colour."""
+    overlay = photo.copy()
+    for label, colour in colours.items():
+        place = label_map == label
+        overlay[place] = np.rint((1 - alpha) * photo[place] + alpha * np.array(colour))
+    return overlay
+
+
+def _with_legend(overlay: Image.Image, entries: list[Entry]) -> Image.Image:
+    """The overlay on white paper, with the legend in columns below it, or in one column beside a tall one."""
+    if not entries:
+        return overlay
+    font_size = max(MIN_FONT_SIZE, round(FONT_SHARE * (overlay.width + overlay.height) / 2))
+    font = ImageFont.load_default(size=font_size)
+    line, margin = round(1.6 * font_size), font_size
+    column = round(max(font.getlength(text) for _, text in [*entries, (None, "and 999 more")])) + 3 * font_size
+    beside = overlay.height > overlay.width or column + margin > overlay.width
+    if beside:
+        columns, lines = 1, max(LEAST_LINES, (overlay.height - 2 * margin) // line)
+    else:
+        columns = (overlay.width - margin) // column
+        lines = min(-(-len(entries) // columns), max(LEAST_LINES, overlay.height // 3 // line))
+    shown = _as_many_as_fit(entries, columns * lines)
+    lines = min(lines, len(shown))
+    legend = (margin + columns * column, 2 * margin + lines * line)
+    corner = (overlay.width, 0) if beside else (0, overlay.height)
+    size = (overlay.width + legend[0], max(overlay.height, legend[1]))
+    picture = Image.new("RGB", size if beside else (overlay.width, overlay.height + legend[1]), PAPER)
+    picture.paste(overlay)
+    draw = ImageDraw.Draw(picture)
+    for i, entry in enumerate(shown):
+        x, y = corner[0] + margin + i // lines * column, corner[1] + margin + i % lines * line
+        _draw_entry(draw, (x, y), entry, font)
+    return picture
+
+
+def _as_many_as_fit(entries: list[Entry], places: int) -> list[Entry]:
+    """The first entries; the last place tells how many are left out."""
+    if len(entries) <= places:
+        return entries
+    return [*entries[: places - 1], (None, f"and {len(entries) - places + 1} more")]
+
+
+def _draw_entry(draw: ImageDraw.ImageDraw, corner: tuple[int, int], entry: Entry, font: Any) -> None:
+    """A line of the legend with its top left corner at `corner`."""
+    (x, y), (colour, text) = corner, entry
+    side = round(font.size)
+    if colour is not None:
+        draw.rectangle((x, y, x + side, y + side), fill=colour, outline=FRAME)
+    draw.text((x + side + side // 2, y + side / 2), text, fill=INK, font=font, anchor="lm")

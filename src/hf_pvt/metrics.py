@@ -1,0 +1,278 @@
+"""Mean IoU and top-k accuracy as `evaluate` metrics that hold counts only, whatever the number of images.
+
+They need the optional package `evaluate` (`pip install hf_pvt[train]`), but neither its Hub nor its scripts:
+`evaluate.load` downloads and keeps every prediction on disk.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+Counts = NDArray[np.int64]
+Array = NDArray[Any]
+
+
+class CountingMetric(evaluate.Metric):
+    """A metric that is a function of sums of counts: what the subclasses add are vectors of int64.
+
+    With num_process > 1 each process hands one row to `evaluate`, which gathers them through files in `cache_dir`; so
+    all processes have to call `compute()`, and those besides process 0 get None. A process without a single example
+    takes part.
+    """
+
+    def __init__(self, length: int, **evaluate_kwargs: Any) -> None:
+        super().__init__(**evaluate_kwargs)
+        self._length = length
+        self._reset()
+
+    def count(self, predictions: Any, references: Any) -> Counts:
+        """The counts of a batch, of shape (length,)."""
+        raise NotImplementedError
+
+    def result(self, counts: Counts, examples: int) -> dict[str, Any]:
+        """The scores that the summed counts of so many examples make."""
+        raise NotImplementedError
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Count a batch. One that is refused with a ValueError leaves the metric as it was."""
+        if kwargs:
+            raise ValueError(
+                f"{type(self).__name__} takes predictions and references, not {', '.join(map(repr, kwargs))}."
+            )
+        if predictions is None or references is None:
+            raise ValueError(f"{type(self).__name__} needs both predictions and references.")
+        if len(predictions) != len(references):
+            raise ValueError(f"{len(predictions)} predictions for {len(references)} references; expected one for each.")
+        self._counts += self.count(predictions, references)
+        self._examples += len(predictions)
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Count one example."""
+        if prediction is None or reference is None:
+            raise ValueError(f"{type(self).__name__} needs both a prediction and a reference.")
+        self.add_batch(predictions=[prediction], references=[reference], **kwargs)
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
+        """The scores of everything added, and of the batch given here; then start anew.
+
+        Raises ValueError where no process has added an example.
+        """
+        if predictions is not None or references is not None or kwargs:
+            self.add_batch(predictions=predictions, references=references, **kwargs)
+        totals = self._gather()
+        self._reset()
+        if totals is None:
+            return None
+        if totals[0] == 0:
+            raise ValueError(f"{type(self).__name__} has nothing to compute; call add or add_batch before compute.")
+        return self.result(totals[1:], int(totals[0]))
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def _reset(self) -> None:
+        self._examples = 0
+        self._counts: Counts = np.zeros(self._length, dtype=np.int64)
+
+    def _gather(self) -> Counts | None:
+        """Examples and counts summed over the processes, None on all but the main one."""
+        row = np.concatenate([[self._examples], self._counts])
+        if self.num_process == 1:
+            return row
+        super().add_batch(counts=[row])
+        gathered = super().compute()
+        return None if gathered is None else gathered["totals"]
+
+    def _compute(self, *, counts: Any, **_: Any) -> dict[str, Any]:
+        return {"totals": np.asarray(counts, dtype=np.int64).sum(axis=0)}
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features({"counts": datasets.Sequence(datasets.Value("int64"))})
+        return evaluate.MetricInfo(description=type(self).__doc__ or "", citation="", features=features)
+
+
+class MeanIoU(CountingMetric):
+    """Intersection over union of semantic segmentation, as MMSegmentation and `evaluate` define it.
+
+    Predictions and references are label maps (H, W) of integers, or batches of them: arrays, tensors, or lists whose
+    maps may differ in size. `compute()` returns mean_iou, mean_accuracy and overall_accuracy (floats in [0, 1]), and
+    per_category_iou and per_category_accuracy, float64 arrays (num_labels,). A label that is in neither predictions nor
+    references is NaN and left out of the means; pixels whose reference is `ignore_index` count nowhere.
+
+    Args:
+        num_labels: predictions lie in [0, num_labels), references too or are `ignore_index`.
+        ignore_index: the reference of pixels without a label.
+        reduce_labels: references count from 1 and 0 is no label: 0 is ignored, the others but `ignore_index` shift down
+            by one, as ADE20K's published annotations want it.
+        evaluate_kwargs: `num_process`, `process_id`, `experiment_id`, `cache_dir`, ... of `evaluate.Metric`.
+    """
+
+    def __init__(
+        self, num_labels: int, ignore_index: int = 255, reduce_labels: bool = False, **evaluate_kwargs: Any
+    ) -> None:
+        if num_labels < 1:
+            raise ValueError(f"num_labels is {num_labels}, expected at least 1.")
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
+        self._labels = slice(int(reduce_labels), int(reduce_labels) + num_labels)  # those that references name
+        # One row for each value of a byte, which is counted before it is judged, and one for other ignored references.
+        self._rows = max(256, self._labels.stop) + 1
+        fits = self._rows * num_labels <= 2**16  # narrow numbers are quick
+        self._label_type: DTypeLike = np.uint8 if fits else np.int32
+        self._cell_type: DTypeLike = np.uint16 if fits else np.int32
+        self._tables = 4 if fits else 1
+        super().__init__(num_labels * num_labels, **evaluate_kwargs)
+
+    def count(self, predictions: Any, references: Any) -> Counts:
+        """The flattened confusion matrix: references in rows, predictions in columns."""
+        confusion = np.zeros((self.num_labels, self.num_labels), dtype=np.int64)
+        for prediction, reference in zip(predictions, references, strict=True):
+            confusion += self._confusion(_label_map(prediction, "prediction"), _label_map(reference, "reference"))
+        return confusion.ravel()
+
+    def result(self, counts: Counts, examples: int) -> dict[str, Any]:
+        confusion = counts.reshape(self.num_labels, self.num_labels)
+        intersection, labelled = confusion.diagonal(), confusion.sum(axis=1)
+        union = labelled + confusion.sum(axis=0) - intersection
+        with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an absent label
+            iou, accuracy = intersection / union, intersection / labelled
+            return {
+                "mean_iou": _mean_of_present(iou),
+                "mean_accuracy": _mean_of_present(accuracy),
+                "overall_accuracy": float(intersection.sum() / labelled.sum()),
+                "per_category_iou": iou,
+                "per_category_accuracy": accuracy,
+            }
+
+    def _confusion(self, prediction: Array, reference: Array) -> Counts:
+        """The confusion matrix of one pair: all cells of reference rows and prediction columns in one bincount."""
+        if prediction.shape != reference.shape:
+            raise ValueError(
+                f"a prediction has shape {prediction.shape}, its reference {reference.shape}; expected equal shapes, "
+                "resize the logits before their argmax."
+            )
+        if _highest(prediction) >= self.num_labels:
+            self._refuse("prediction", prediction, (prediction < 0) | (prediction >= self.num_labels))
+        # torch.bincount is twice as fast as numpy's, which widens to int64. Neighbours mostly share their cell, and an
+        # addition waits for the one before to the same address: so they take turns in several tables.
+        size, tables = self._rows * self.num_labels, self._tables
+        cells = np.multiply(self._to_rows(reference), self.num_labels, dtype=self._cell_type)
+        cells += prediction.astype(self._label_type, copy=False)
+        cells = cells.astype(np.int32, copy=False)
+        cells += np.arange(cells.shape[1], dtype=np.int32) % tables * size
+        counts = torch.bincount(torch.from_numpy(cells.ravel()), minlength=tables * size).view(tables, -1).sum(0)
+        return self._labelled(counts.numpy().reshape(self._rows, self.num_labels), reference)
+
+    def _to_rows(self, reference: Array) -> Array:
+        if _highest(reference) < 256:
+            return reference.astype(np.uint8, copy=False)
+        ignored = reference == self.ignore_index
+        strangers = ((reference < 0) | (reference >= self._labels.stop)) & ~ignored
+        if strangers.any():
+            self._refuse("reference", reference, strangers)
+        return np.where(ignored, self._rows - 1, reference).astype(self._cell_type)
+
+    def _labelled(self, counts: Counts, reference: Array) -> Counts:
+        """The rows of labels. Those of ignored references are dropped, all others have to be empty."""
+        counts[-1] = 0
+        if 0 <= self.ignore_index < self._rows:
+            counts[self.ignore_index] = 0
+        if counts[self._labels.stop :].any():
+            strangers = (reference >= self._labels.stop) & (reference != self.ignore_index)
+            self._refuse("reference", reference, strangers)
+        return counts[self._labels]
+
+    def _refuse(self, name: str, label_map: Array, strangers: NDArray[np.bool_]) -> NoReturn:
+        labels = range(self.num_labels) if name == "prediction" else range(self._labels.start, self._labels.stop)
+        ignored = "" if name == "prediction" else f" or ignore_index {self.ignore_index}"
+        raise ValueError(
+            f"a {name} holds {label_map[strangers][0]}, expected labels in [{labels.start}, {labels.stop}){ignored}."
+        )
+
+
+class TopKAccuracy(CountingMetric):
+    """The share of images whose label is among the k largest scores.
+
+    Predictions are scores (B, num_labels), references labels (B,). `compute()` returns {"top1_accuracy": ...,
+    "top5_accuracy": ...}, floats in [0, 1]. Of equal scores the lower label comes first, so that constant scores earn
+    no more than chance.
+
+    Args:
+        k: one number or several.
+        evaluate_kwargs: `num_process`, `process_id`, `experiment_id`, `cache_dir`, ... of `evaluate.Metric`.
+    """
+
+    def __init__(self, k: int | Sequence[int] = (1, 5), **evaluate_kwargs: Any) -> None:
+        self.k = (k,) if isinstance(k, int) else tuple(k)
+        if not self.k or min(self.k) < 1:
+            raise ValueError(f"k is {k}, expected numbers of at least 1.")
+        super().__init__(len(self.k), **evaluate_kwargs)
+
+    def count(self, predictions: Any, references: Any) -> Counts:
+        """How many labels are among the k largest scores, for each k."""
+        scores, labels = _scores(predictions), _integers(references, "references")
+        if labels.shape != scores.shape[:1]:
+            raise ValueError(
+                f"references have shape {labels.shape}, expected one label for each row of {scores.shape}."
+            )
+        num_labels = scores.shape[1]
+        if max(self.k) > num_labels:
+            raise ValueError(f"top-{max(self.k)} accuracy needs as many labels, the scores have {num_labels}; lower k.")
+        if labels.size and (labels.min() < 0 or labels.max() >= num_labels):
+            raise ValueError(f"references lie in [{labels.min()}, {labels.max()}], expected [0, {num_labels}).")
+        columns = labels[:, None].astype(np.int64)
+        own = np.take_along_axis(scores, columns, axis=1)
+        before = (scores > own) | ((scores == own) & (np.arange(num_labels) < columns))
+        rank = before.sum(axis=1)
+        return np.array([(rank < k).sum() for k in self.k], dtype=np.int64)
+
+    def result(self, counts: Counts, examples: int) -> dict[str, Any]:
+        return {f"top{k}_accuracy": float(hits / examples) for k, hits in zip(self.k, counts, strict=True)}
+
+
+def _array(values: Any) -> Array:
+    """Tensors of any device and dtype, arrays and lists as an array, without a copy where possible."""
+    if isinstance(values, Sequence) and values and isinstance(values[0], torch.Tensor):
+        values = torch.stack(list(values))
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return np.asarray(values)
+
+
+def _integers(values: Any, name: str) -> Array:
+    array = _array(values)
+    if not np.issubdtype(array.dtype, np.integer) and array.size:
+        raise ValueError(f"{name} hold {array.dtype}, expected integers.")
+    return array
+
+
+def _label_map(values: Any, name: str) -> Array:
+    label_map = _integers(values, f"{name}s")
+    if label_map.ndim != 2:
+        raise ValueError(f"a {name} has shape {label_map.shape}, expected a label map (height, width).")
+    return label_map
+
+
+def _scores(values: Any) -> Array:
+    scores = _array(values)
+    if scores.ndim != 2:
+        raise ValueError(f"predictions have shape {scores.shape}, expected scores (batch, num_labels).")
+    if np.isnan(scores).any():
+        raise ValueError("predictions hold NaN; expected scores, one for each label.")
+    return scores
+
+
+def _highest(label_map: Array) -> int:
+    """The highest label, in one pass over the map; a negative one, seen as unsigned, is higher than all."""
+    return int(label_map.view(f"u{label_map.itemsize}").max(initial=0))
+
+
+def _mean_of_present(values: NDArray[np.float64]) -> float:
+    """The mean of the numbers that are not NaN, NaN where there is none (np.nanmean would warn)."""
+    return float(np.nansum(values) / np.count_nonzero(~np.isnan(values)))
