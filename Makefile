@@ -1,4 +1,4 @@
-# make demo    install into .venv and run the main job
+# make demo    install into .venv and run the main jobs
 # make test    the same, then the tests
 # make check   lint, format and types
 # `make help` lists the rest.
@@ -14,10 +14,11 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-demo: $(VENV)/demo.installed  ## train, save, load and draw: the main job
+demo: $(VENV)/demo.installed  ## train, save, load and draw a classifier and a segmenter: the main jobs
 	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo_segmentation.py
 
-test: $(VENV)/test.installed demo  ## the main job and the tests
+test: $(VENV)/test.installed demo  ## the main jobs and the tests
 	$(BIN)/python -m pytest -n 2
 
 test-oldest: $(OLDEST)/test.installed  ## the tests with the oldest supported Transformers and PyTorch

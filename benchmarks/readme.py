@@ -16,11 +16,14 @@ README = Path(__file__).parent.parent / "README.md"
 
 def variants_table() -> str:
     """All published variants: size and reported accuracy."""
-    header = ["variant", "parameters, M", "GMACs at 224", "ImageNet top-1, % (reported)", "licence of the weights"]
+    header = ["variant", "parameters, M", "GMACs at 224", "ImageNet top-1, % (reported)"]
+    header += ["Semantic FPN: parameters, M", "GMACs at 512", "ADE20K mIoU, % (reported)", "licence of the weights"]
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for name, variant in VARIANTS.items():
         cells = [f"`{name}`", f"{variant.parameters / 1e6:.1f}", f"{variant.gmacs_224:.2f}"]
-        lines.append(f"| {' | '.join([*cells, f'{variant.top1_reported:.1f}', variant.license])} |")
+        cells += [f"{variant.top1_reported:.1f}", f"{variant.fpn_parameters / 1e6:.1f}"]
+        cells += [f"{variant.fpn_gmacs_512:.1f}", f"{variant.miou_reported:.1f}", variant.license]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

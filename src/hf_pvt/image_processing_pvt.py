@@ -24,8 +24,8 @@ from .remote_code import write_remote_code
 
 # Share of the resized image's shorter side that the centre crop keeps: 224 of 256 pixels.
 CROP_RATIO = 0.875
-# Labels whose logits are resized at once: at any number of labels, one image needs little memory.
-LABELS_AT_ONCE = 16
+# Logits that are resized at once (16 MiB of float32), so that many labels of a large image need little memory.
+LOGITS_AT_ONCE = 2**22
 
 
 def classification_image_processor(crop_size: int = 224) -> BaseImageProcessor:
@@ -236,8 +236,9 @@ def most_likely_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     best_score = logits.new_full(size, -math.inf)
     best_label = torch.zeros(size, dtype=torch.int64, device=logits.device)
-    for first in range(0, len(logits), LABELS_AT_ONCE):
-        some = logits[None, first : first + LABELS_AT_ONCE]
+    at_once = max(1, LOGITS_AT_ONCE // math.prod(size))
+    for first in range(0, len(logits), at_once):
+        some = logits[None, first : first + at_once]
         score, label = F.interpolate(some, size=size, mode="bilinear", align_corners=False)[0].max(0)  # (H, W)
         better = score > best_score
         best_score = torch.where(better, score, best_score)

@@ -54,17 +54,19 @@ def segment_sliding(
     check_window(window, stride, model.config.minimum_image_size)
     if image.shape[-2] <= window[0] and image.shape[-1] <= window[1]:
         return segment(model, image)
-    return torch.stack([_slide(model, single[None], window, stride) for single in image])
+    label_maps = torch.empty((image.shape[0], *image.shape[-2:]), dtype=torch.int64, device=image.device)
+    for single, labels in zip(image, label_maps, strict=True):
+        _slide(model, single[None], window, stride, labels)
+    return label_maps
 
 
-def _slide(model: PreTrainedModel, image: Tensor, window: Size, stride: Size) -> Tensor:
-    """The label map (H, W) of one image (1, C, H, W).
+def _slide(model: PreTrainedModel, image: Tensor, window: Size, stride: Size, labels: Tensor) -> None:
+    """Fill the label map (H, W) of one image (1, C, H, W).
 
     Bilinear upsampling looks one row of cells up and down. So the last row of every strip waits for the next strip,
     and the row before it stays as context.
     """
     height, width = image.shape[-2:]
-    labels = torch.empty((height, width), dtype=torch.int64, device=image.device)
     waiting: Tensor | None = None  # (K, 1 or 2, w): context, if any, and the waiting row
     first = done = 0  # rows of cells that are context, rows of pixels that are finished
     for strip, is_last in _strips(model, image, window, stride):
@@ -76,7 +78,6 @@ def _slide(model: PreTrainedModel, image: Tensor, window: Size, stride: Size) ->
         done += len(finished)
         first = min(last, 1)
         waiting = rows[:, last - first :].clone()
-    return labels
 
 
 def _strips(model: PreTrainedModel, image: Tensor, window: Size, stride: Size) -> Iterator[tuple[Tensor, bool]]:
@@ -97,8 +98,8 @@ def _strips(model: PreTrainedModel, image: Tensor, window: Size, stride: Size) -
             sums[:-1, :, left : left + logits.shape[-1]] += logits
             sums[-1, :, left : left + logits.shape[-1]] += 1
         finished = sums.shape[1] if next_top is None else next_top - top
-        yield sums[:-1, :finished] / sums[-1, :finished], next_top is None
         kept = sums[:, finished:].clone()
+        yield sums[:-1, :finished].div_(sums[-1, :finished]), next_top is None
 
 
 def _cells(length: int) -> int:
