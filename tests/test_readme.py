@@ -1,5 +1,6 @@
 """The README is true: its code runs, its tables are rendered, its commands exist. So is the demo."""
 
+import os
 import re
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def test_commands() -> None:
 
 def run(script: str, *arguments: Any) -> str:
     command = [sys.executable, ROOT / "examples" / script, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the tests share the cores
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def percentage(name: str, output: str) -> float:
