@@ -191,4 +191,3 @@ class PvtForSemanticSegmentation(PvtPreTrainedModel, PyramidForSemanticSegmentat
     """PVT with a Semantic FPN; class token and final norm of a classification checkpoint are dropped."""
 
     model_class = PvtDenseModel
-    _keys_to_ignore_on_load_unexpected = CLASSIFICATION_ONLY
