@@ -15,6 +15,8 @@ TINY: dict[str, Any] = {
     "num_attention_heads": (1, 2, 3, 4),
     "mlp_ratios": (2, 2, 2, 2),
     "num_labels": 5,
+    "fpn_hidden_size": 32,
+    "decoder_hidden_size": 16,
 }
 IMAGE_SIZE = 64
 

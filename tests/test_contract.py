@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PvtImageProcessor, pipeline
 import hf_pvt
 from hf_pvt.layers import ConvFeedForward, DropPath, FeedForward
 
-ROLES = ("model", "classifier", "backbone")
+ROLES = ("model", "classifier", "backbone", "segmenter")
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
@@ -206,7 +206,7 @@ def test_tuples(family: Family, role: str) -> None:
     output = model(IMAGES, output_hidden_states=True, output_attentions=True)
     as_tuple = model(IMAGES, output_hidden_states=True, output_attentions=True, return_dict=False)
     assert isinstance(as_tuple, tuple)
-    assert len(as_tuple) == 3
+    assert len(as_tuple) == len(output.to_tuple()) == 3
     for ours, theirs in zip(as_tuple, output.to_tuple(), strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert one.equal(other)
@@ -256,7 +256,7 @@ def test_losses(family: Family, problem_type: str) -> None:
 # Training
 
 
-@pytest.mark.parametrize("role", ["classifier", "backbone"])
+@pytest.mark.parametrize("role", ["classifier", "backbone", "segmenter"])
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing(family: Family, role: str, use_reentrant: bool) -> None:
     """Every parameter gets the gradient that it gets without; the same images are dropped in the recomputation."""
@@ -264,7 +264,7 @@ def test_gradient_checkpointing(family: Family, role: str, use_reentrant: bool) 
     def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         torch.manual_seed(1)
         output = model(IMAGES)
-        outputs = [output.logits] if role == "classifier" else output.feature_maps
+        outputs = output.feature_maps if role == "backbone" else [output.logits]
         sum(tensor.square().sum() for tensor in outputs).backward()
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from families import FAMILIES, P2T, PVT_V2_LINEAR, Family, perturb
+from families import FAMILIES, P2T, PVT, PVT_V2, PVT_V2_LINEAR, Family, perturb
 from torch import Tensor
 from torch.export import Dim
 from transformers import PreTrainedModel
@@ -16,11 +16,11 @@ SMALL = (5, 3, 33, 47)
 ALL = (*FAMILIES, PVT_V2_LINEAR)
 
 
-def build(family: Family) -> PreTrainedModel:
+def build(family: Family, role: str = "classifier") -> PreTrainedModel:
     torch.manual_seed(0)
     # Two of P2T's four pooled maps: compilers reason long about sizes that are rounded quotients.
     pooling = {"pool_ratios": ((12, 16), (6, 8), (3, 4), (1, 2))} if family is P2T else {}
-    model: PreTrainedModel = family.classifier(family.tiny_config(depths=(1, 1, 1, 1), **pooling)).eval()
+    model: PreTrainedModel = getattr(family, role)(family.tiny_config(depths=(1, 1, 1, 1), **pooling)).eval()
     perturb(model)
     return model
 
@@ -51,10 +51,14 @@ def test_export(family: Family) -> None:
             assert_close(output.logits, model(images).logits)
 
 
-@pytest.mark.parametrize("family", ALL, ids=str)
-def test_onnx(family: Family, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "role"),
+    [*((family, "classifier") for family in ALL), (PVT, "segmenter"), (PVT_V2, "segmenter"), (P2T, "segmenter")],
+    ids=str,
+)
+def test_onnx(family: Family, role: str, tmp_path: Path) -> None:
     """The ONNX file in ONNX Runtime; elsewhere adaptive pooling is baked at the traced size."""
-    model, file = build(family), tmp_path / "model.onnx"
+    model, file = build(family, role), tmp_path / "model.onnx"
     sizes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
     images = {"pixel_values": torch.randn(TRACED)}
     torch.onnx.export(model, (), file, kwargs=images, dynamic_shapes=sizes, dynamo=True, verbose=False)
@@ -67,11 +71,13 @@ def test_onnx(family: Family, tmp_path: Path) -> None:
             assert_close(torch.from_numpy(logits), model(images).logits)
 
 
-@pytest.mark.parametrize("family", ALL, ids=str)
-def test_compile(family: Family) -> None:
+@pytest.mark.parametrize(
+    ("family", "role"), [*((family, "classifier") for family in ALL), (PVT_V2, "segmenter")], ids=str
+)
+def test_compile(family: Family, role: str) -> None:
     """One graph, without breaks, compiled once for all sizes."""
     torch.compiler.reset()
-    model = build(family)
+    model = build(family, role)
     # Not inductor: its code generation takes most of a minute, and what can go wrong here goes wrong in the tracing.
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .layers import ReducedAttention
 from .pyramid import Pyramid, PyramidStage
@@ -229,9 +229,11 @@ class PyramidForSemanticSegmentation(PyramidPreTrainedModel):
             raise ValueError(
                 f"a segmenter needs at least 2 labels, got num_labels={self.num_labels}; the background is one."
             )
-        setattr(self, self.base_model_prefix, self.model_class(config))
+        pyramid = self.model_class(config)
+        setattr(self, self.base_model_prefix, pyramid)
         self.decode_head = SemanticFpn(config)
         self.post_init()
+        maybe_install_capturing_hooks(pyramid)  # as backbones do: compiled code cannot, at the first forward
 
     @can_return_tuple
     @filter_output_hidden_states

@@ -122,8 +122,8 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
 
 def resize(feature_map: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, corners not aligned: (B, C, H, W) -> (B, C, *size); the map itself where it has that size."""
-    if feature_map.shape[-2:] == tuple(size):
-        return feature_map
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and feature_map.shape[-2:] == tuple(size):
+        return feature_map  # compiled and exported code, where the comparison would pin the size, resizes always
     return F.interpolate(feature_map, size=tuple(size), mode="bilinear", align_corners=False)
 
 
