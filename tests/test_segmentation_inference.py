@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 import hf_pvt
+from hf_pvt import segmentation
 
 
 def segmenter(family: Family) -> PreTrainedModel:
@@ -53,8 +54,16 @@ def test_one_window_is_the_whole_image(family: Family, size: tuple[int, int]) ->
 
 @pytest.mark.parametrize("size", [(128, 128), (200, 64), (64, 200), (131, 157), (300, 66)], ids=str)
 @pytest.mark.parametrize(("window", "stride"), [(64, 64), (64, 40), ((96, 64), (32, 64)), (64, 4)], ids=str)
-def test_seams_do_not_show(size: tuple[int, int], window: int | tuple[int, int], stride: int | tuple[int, int]) -> None:
+@pytest.mark.parametrize("windows_across", [1, 2, 4])
+def test_seams_do_not_show(
+    size: tuple[int, int],
+    window: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    windows_across: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where all windows agree the result is that of the whole image, also at sizes that 4 does not divide."""
+    monkeypatch.setattr(segmentation, "WINDOWS_ACROSS", windows_across)
     model, image = Pointwise(), images(*size)
     cells = [4 * -(-side // 4) for side in size]
     logits = F.interpolate(model(image).logits, cells, mode="bilinear")
@@ -68,8 +77,10 @@ def test_seams_do_not_show(size: tuple[int, int], window: int | tuple[int, int],
     assert max(shape[3] for shape in model.calls) <= width
 
 
-def test_overlaps_are_averaged() -> None:
+@pytest.mark.parametrize("windows_across", [1, 4])
+def test_overlaps_are_averaged(windows_across: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every window's logits summed on the full grid, in float64."""
+    monkeypatch.setattr(segmentation, "WINDOWS_ACROSS", windows_across)
     model, image = segmenter(PVT_V2).double(), images(96, 160).double()
     sums, counts = torch.zeros(1, 5, 24, 40).double(), torch.zeros(24, 40)
     with torch.no_grad():

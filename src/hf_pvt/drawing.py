@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .image_processing_pvt import as_rgb
+
 Colour = tuple[int, int, int]
 Palette = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
 Entry = tuple[Colour | None, str]  # a line of the legend: the box's colour, None for no box, and the text
@@ -79,7 +81,7 @@ def distinct_colour(label: int) -> Colour:
 def _rgb(image: Any) -> NDArray[np.uint8]:
     """The image's pixels (H, W, 3)."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(as_rgb(image))
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(

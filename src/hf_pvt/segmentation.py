@@ -17,6 +17,9 @@ CELL = 4
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 SIZE_DIVISOR = 32
 
+# Width of the columns in which an image is done: narrower ones run more windows twice, wider ones hold more logits.
+WINDOWS_ACROSS = 4
+
 Size = tuple[int, int]
 
 
@@ -34,8 +37,8 @@ def segment_sliding(
     """Label maps (B, H, W) of images of any size, seen through a window that slides over them.
 
     Logits are averaged per cell where windows overlap, and upsampled once. (MMSegmentation's "slide" upsamples every
-    window first; its sums need 16 times the memory.) One row of windows is held at a time: beside image and result,
-    memory is a window's and K logits for each cell of that row.
+    window first; its sums need 16 times the memory.) The image is done in columns of four windows, from the top: beside
+    image and result, memory is that of a window and of the logits of four. Windows on a column's border are run twice.
 
     Args:
         model: a segmenter.
@@ -55,48 +58,58 @@ def segment_sliding(
     if image.shape[-2] <= window[0] and image.shape[-1] <= window[1]:
         return segment(model, image)
     label_maps = torch.empty((image.shape[0], *image.shape[-2:]), dtype=torch.int64, device=image.device)
+    cells, column = _cells(image.shape[-1]), WINDOWS_ACROSS * window[1] // CELL
     for single, labels in zip(image, label_maps, strict=True):
-        _slide(model, single[None], window, stride, labels)
+        for left in range(0, cells, column):
+            _slide(model, single[None], window, stride, (left, min(left + column, cells)), labels)
     return label_maps
 
 
-def _slide(model: PreTrainedModel, image: Tensor, window: Size, stride: Size, labels: Tensor) -> None:
-    """Fill the label map (H, W) of one image (1, C, H, W).
+def _slide(
+    model: PreTrainedModel, image: Tensor, window: Size, stride: Size, column: tuple[int, int], labels: Tensor
+) -> None:
+    """Fill a column of cells, (first, last), of the label map (H, W) of one image (1, C, H, W).
 
-    Bilinear upsampling looks one row of cells up and down. So the last row of every strip waits for the next strip,
-    and the row before it stays as context.
+    Bilinear upsampling looks one cell to each side. So the column is computed one cell wider, the last row of every
+    strip waits for the next strip, and the row before it stays as context.
     """
-    height, width = image.shape[-2:]
+    left, right = max(column[0] - 1, 0), min(column[1] + 1, _cells(image.shape[-1]))
+    inner = slice(CELL * (column[0] - left), CELL * (column[1] - left))
+    labels = labels[:, CELL * column[0] : CELL * column[1]]
     waiting: Tensor | None = None  # (K, 1 or 2, w): context, if any, and the waiting row
     first = done = 0  # rows of cells that are context, rows of pixels that are finished
-    for strip, is_last in _strips(model, image, window, stride):
+    for strip, is_last in _strips(model, image, window, stride, (left, right)):
         rows = strip if waiting is None else torch.cat((waiting, strip), dim=1)  # (K, n, w)
         last = rows.shape[1] - (0 if is_last else 1)
         upsampled = most_likely_labels(rows, (CELL * rows.shape[1], CELL * rows.shape[2]))
-        finished = upsampled[CELL * first : CELL * last, :width][: height - done]
+        finished = upsampled[CELL * first : CELL * last, inner][: labels.shape[0] - done, : labels.shape[1]]
         labels[done : done + len(finished)] = finished
         done += len(finished)
         first = min(last, 1)
         waiting = rows[:, last - first :].clone()
 
 
-def _strips(model: PreTrainedModel, image: Tensor, window: Size, stride: Size) -> Iterator[tuple[Tensor, bool]]:
-    """Averaged logits (K, n, w), strip after strip from the top, and whether one is the last."""
+def _strips(
+    model: PreTrainedModel, image: Tensor, window: Size, stride: Size, column: tuple[int, int]
+) -> Iterator[tuple[Tensor, bool]]:
+    """Averaged logits (K, n, w) of a column of cells, strip after strip from the top, and whether one is the last."""
     height, width = image.shape[-2:]
-    labels = model.config.num_labels or 0
+    channels = (model.config.num_labels or 0) + 1  # the last one counts windows
     tops, lefts = (_starts(*lengths) for lengths in zip((height, width), window, stride, strict=True))
-    kept: Tensor | None = None  # sums (K + 1, n, w) that the next windows overlap; the last channel counts windows
+    kept: Tensor | None = None  # sums (K + 1, n, w) that the next windows overlap
     for top, next_top in zip(tops, [*tops[1:], None], strict=True):
-        sums = image.new_zeros((labels + 1, _cells(min(window[0], height - CELL * top)), _cells(width)))
+        sums = image.new_zeros((channels, _cells(min(window[0], height - CELL * top)), column[1] - column[0]))
         if kept is not None:
             sums[:, : kept.shape[1]] = kept
         for left in lefts:
-            y, x = CELL * top, CELL * left
-            crop = image[..., y : y + window[0], x : x + window[1]]
-            logits = model(crop).logits
-            logits = resize(logits, (_cells(crop.shape[-2]), _cells(crop.shape[-1])))[0]  # (K, n, window's w)
-            sums[:-1, :, left : left + logits.shape[-1]] += logits
-            sums[-1, :, left : left + logits.shape[-1]] += 1
+            start, stop = max(left, column[0]), min(left + window[1] // CELL, column[1])
+            if start >= stop:
+                continue
+            crop = image[..., CELL * top : CELL * top + window[0], CELL * left : CELL * left + window[1]]
+            logits = resize(model(crop).logits, [_cells(side) for side in crop.shape[-2:]])[0]  # (K, n, window's w)
+            place = sums[..., start - column[0] : stop - column[0]]
+            place[:-1] += logits[..., start - left : stop - left]
+            place[-1] += 1
         finished = sums.shape[1] if next_top is None else next_top - top
         kept = sums[:, finished:].clone()
         yield sums[:-1, :finished].div_(sums[-1, :finished]), next_top is None
