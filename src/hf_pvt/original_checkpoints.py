@@ -1,17 +1,17 @@
-"""Published checkpoints as Transformers models: what they call the weights, and what they say of the architecture.
+"""Published checkpoints as Transformers models.
 
-`load_original` reads the classification checkpoints of PVT, PVTv2 and P2T as their authors publish them, timm's PVTv2,
-and MMSegmentation's Semantic FPN on any of the three. A `Layout` is an ordered table from our names to a source's; the
-architecture is read off the shapes found under those names, and every error speaks in the source's names.
+`load_original` reads the layouts of `original_layouts`. The architecture is read off the shapes, and every error speaks
+in the source's names.
 """
 
 import argparse
+import json
 import math
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,113 +28,12 @@ from transformers import (
 )
 
 from .auto import AUTO_CLASSES
-from .variants import CONFIG_CLASSES, VARIANTS, VariantConfig
+from .original_layouts import LAYOUTS, STAGES, Layout, StateDict
+from .variants import CONFIG_CLASSES, VARIANTS, VariantConfig, variant_of
 
-StateDict = dict[str, Tensor]
-Renames = tuple[tuple[str, str], ...]
-
-STAGES = 4
 CLASSIFICATION_HEAD = "classifier.weight"
 SEGMENTATION_HEAD = "decode_head.classifier.weight"
 LATERAL = "decode_head.lateral_convs.0.weight"
-
-
-def _per_stage(*renames: tuple[str, str]) -> Renames:
-    """The renames for each stage: `<i>` counts from 0 as ours do, `<n>` from 1 as the published ones."""
-    return tuple(
-        (pattern.replace("<i>", str(i)), name.replace("<i>", str(i)).replace("<n>", str(i + 1)))
-        for i in range(STAGES)
-        for pattern, name in renames
-    )
-
-
-# Ours -> published, applied in order as `re.sub`.
-PUBLISHED: Renames = (
-    *_per_stage(
-        (r"^encoder\.layers\.<i>\.patch_embedding\.proj\.", r"patch_embed<n>.proj."),
-        (r"^encoder\.layers\.<i>\.patch_embedding\.layer_norm\.", r"patch_embed<n>.norm."),
-        (r"^encoder\.layers\.<i>\.patch_embedding\.position_embeddings", r"pos_embed<n>"),
-        (r"^encoder\.layers\.<i>\.patch_embedding\.cls_token", r"cls_token"),
-        (r"^encoder\.layers\.<i>\.pyramid_pooling\.convs\.", r"d_convs<n>."),
-        (r"^encoder\.layers\.<i>\.blocks\.", r"block<n>."),
-        (r"^encoder\.layers\.<i>\.layer_norm\.", r"norm<n>."),
-    ),
-    (r"^encoder\.layer_norm\.", r"norm."),
-    (r"^classifier\.", r"head."),
-    (r"\.layer_norm_(\d)\.", r".norm\1."),
-    (r"\.attention\.query\.", r".attn.q."),
-    (r"\.attention\.(key|value)\.", r".attn.kv."),
-    (r"\.attention\.proj\.", r".attn.proj."),
-    (r"\.attention\.spatial_reduction\.", r".attn.sr."),
-    (r"\.attention\.layer_norm\.", r".attn.norm."),
-    (r"\.mlp\.dense(\d)\.", r".mlp.fc\1."),
-)
-
-# P2T wraps the projections and has no module around the depthwise convolution.
-PUBLISHED_P2T: Renames = (
-    *PUBLISHED,
-    (r"\.attn\.(q|kv)\.", r".attn.\1.0."),
-    (r"\.mlp\.dwconv\.dwconv\.", r".mlp.conv."),
-)
-
-TIMM_PVT_V2: Renames = (
-    *PUBLISHED,
-    (r"^patch_embed1\.", r"patch_embed."),
-    *((rf"^patch_embed{i + 1}\.", rf"stages.{i}.downsample.") for i in range(1, STAGES)),
-    *((rf"^block{i + 1}\.", rf"stages.{i}.blocks.") for i in range(STAGES)),
-    *((rf"^norm{i + 1}\.", rf"stages.{i}.norm.") for i in range(STAGES)),
-    (r"\.mlp\.dwconv\.dwconv\.", r".mlp.dwconv."),
-)
-
-# MMSegmentation puts the pyramid under `backbone` and splits the decoder into `neck` and `decode_head`.
-SEMANTIC_FPN: Renames = (
-    (r"^decode_head\.(lateral_convs|fpn_convs)\.(\d+)\.", r"neck.\1.\2.conv."),
-    (r"^decode_head\.classifier\.", r"decode_head.conv_seg."),
-    (r"\.batch_norm\.", r".bn."),
-    (r"^(?!neck\.|decode_head\.)", r"backbone."),
-)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one source names the weights of one family."""
-
-    source: str
-    model_type: str
-    marker: str  # a key that this layout has and no other
-    renames: Renames
-    ignored: str = "$^"  # keys without a use here, as a pattern
-
-    def name(self, ours: str) -> str:
-        """The source's name of our weight `ours` (without the base model's prefix)."""
-        for pattern, replacement in self.renames:
-            ours = re.sub(pattern, replacement, ours)
-        return ours
-
-
-CLASSIFICATION_LAYOUTS = (
-    Layout("published P2T", "p2t", "d_convs1.0.weight", PUBLISHED_P2T),
-    Layout("published PVT", "pvt", "pos_embed1", PUBLISHED),
-    Layout("published PVTv2", "pvt_v2", "block1.0.mlp.dwconv.dwconv.weight", PUBLISHED),
-    Layout("timm PVTv2", "pvt_v2", "stages.0.blocks.0.mlp.dwconv.weight", TIMM_PVT_V2),
-)
-
-# An auxiliary head serves training only, as does the classifier that P2T's pyramid still carries there.
-UNUSED_IN_SEGMENTATION = r"^auxiliary_head\.|^backbone\.head\."
-
-LAYOUTS = (
-    *CLASSIFICATION_LAYOUTS,
-    *(
-        Layout(
-            f"MMSegmentation Semantic FPN on {layout.source}",
-            layout.model_type,
-            f"backbone.{layout.marker}",
-            (*layout.renames, *SEMANTIC_FPN),
-            UNUSED_IN_SEGMENTATION,
-        )
-        for layout in CLASSIFICATION_LAYOUTS[:3]
-    ),
-)
 
 
 def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreTrainedModel:
@@ -142,8 +41,9 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
 
     Args:
         path: a .pth or .safetensors file: the published PVT, PVTv2 or P2T classification checkpoint (bare, or under
-            `model` or `state_dict`, with or without `module.` before every key), a timm PVTv2 state dict, or
-            MMSegmentation's Semantic FPN, whose `meta` names the labels; optimizer state and auxiliary heads are left.
+            `model` or `state_dict`, with or without `module.` before every key), a timm PVTv2 state dict (or timm's
+            folder with it), or MMSegmentation's Semantic FPN, whose `meta` names the labels; optimizer state and
+            auxiliary heads are left.
         config_overrides: configuration fields to set, such as `id2label`, or `image_size=(height, width)` for a PVT
             whose position embeddings belong to images that are not square.
 
@@ -157,8 +57,14 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
             them.
     """
     weights, meta = read_checkpoint(path)
-    layout = recognise_layout(weights, path)
-    config = read_config(weights, layout, label_fields(meta) | config_overrides, path)
+    return build_model(weights, recognise_layout(weights, path), label_fields(meta) | config_overrides, path)
+
+
+def build_model(
+    weights: StateDict, layout: Layout, overrides: dict[str, Any], path: str | os.PathLike[str]
+) -> PreTrainedModel:
+    """The model of a recognised checkpoint; `path` is for messages."""
+    config = read_config(weights, layout, overrides, path)
     auto_class: Any = AutoModel
     if layout.name(SEGMENTATION_HEAD) in weights:
         auto_class = AutoModelForSemanticSegmentation
@@ -172,9 +78,7 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
     """The flat state dict of a file, out of the containers around it, and its `meta`. Never runs code."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected a checkpoint file; open a saved model with `from_pretrained`.")
+    path = checkpoint_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}.")
     if path.stat().st_size == 0:
@@ -189,9 +93,26 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, 
     strangers = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strangers:
         raise ValueError(f"{path} is not a state dict: no named tensors under {_listing(strangers)}.")
+    for key, weight in content.items():
+        if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path} is refused: {key} declares the shape {tuple(weight.shape)}, which is more than the file holds."
+            )
     if all(key.startswith("module.") for key in content):
         content = {key.removeprefix("module."): weight for key, weight in content.items()}
     return content, meta if isinstance(meta, dict) else {}
+
+
+def checkpoint_file(path: str | os.PathLike[str]) -> Path:
+    """The file itself, or the one in a folder as timm saves it: its config.json names no `model_type`."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    config = path / "config.json"
+    files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+    if not files or not config.is_file() or "model_type" in json.loads(config.read_text(encoding="utf-8")):
+        raise ValueError(f"{path} is a folder, expected a checkpoint file; open a saved model with `from_pretrained`.")
+    return files[0]
 
 
 def label_fields(meta: dict[str, Any]) -> dict[str, Any]:
@@ -217,6 +138,8 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def _read_pickle(path: Path) -> Any:
+    if zipfile.is_zipfile(path) and _unpacked_size(path) > path.stat().st_size:
+        raise ValueError(f"{path} is refused: it unpacks to more than it holds, and PyTorch does not compress weights.")
     with path.open("rb") as file:
         try:
             # Training scripts put their argparse.Namespace beside the weights; it holds plain values.
@@ -232,6 +155,14 @@ def _read_pickle(path: Path) -> Any:
             raise ValueError(
                 f"{path} is not a PyTorch checkpoint, or not a whole one; expected a .pth or .safetensors file."
             ) from error
+
+
+def _unpacked_size(path: Path) -> int:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile:
+        return 0  # PyTorch says what is wrong
 
 
 def recognise_layout(weights: StateDict, path: str | os.PathLike[str]) -> Layout:
@@ -261,7 +192,7 @@ def read_config(
     patches = [f"encoder.layers.{stage}.patch_embedding.proj.weight" for stage in range(STAGES)]
     expansions = [f"encoder.layers.{stage}.blocks.0.mlp.dense1.weight" for stage in range(STAGES)]
     needed = [*patches, *expansions]
-    if layout.marker.startswith("backbone."):
+    if layout.is_segmentation:
         needed += [LATERAL, SEGMENTATION_HEAD]
     unusable = [layout.name(ours) for ours in needed if len(shape(ours)) < 2 or 0 in shape(ours)]
     if unusable:
@@ -285,12 +216,9 @@ def read_config(
     head = shape(SEGMENTATION_HEAD) or shape(CLASSIFICATION_HEAD)
     if head and "id2label" not in overrides:
         fields["num_labels"] = head[0]
-    for variant in VARIANTS.values():
-        if (
-            variant.model_type == layout.model_type
-            and variant.architecture.items() <= {**fields, "drop_path_rate": variant.drop_path_rate}.items()
-        ):
-            fields["drop_path_rate"] = variant.drop_path_rate
+    variant = variant_of(layout.model_type, fields)
+    if variant:
+        fields["drop_path_rate"] = VARIANTS[variant].drop_path_rate
     try:
         return CONFIG_CLASSES[layout.model_type](**(fields | overrides))
     except StrictDataclassError as error:
@@ -323,30 +251,17 @@ def convert(weights: StateDict, layout: Layout, model: PreTrainedModel, path: st
         if theirs not in weights:
             missing.append(theirs)
             continue
-        weight = _part_of(weights[theirs], ours)
-        if weight.dim() == 4 and parameter.dim() == 2 and weight.shape[2:] == (1, 1):
-            weight = weight.flatten(1)  # P2T's 1x1 convolutions are linears here
-        if weight.shape != parameter.shape:
-            expected = (2 * parameter.shape[0], *parameter.shape[1:]) if _is_half(ours) else tuple(parameter.shape)
+        expected = layout.shape(ours, tuple(parameter.shape))
+        if weights[theirs].shape != expected:
             misshapen.append(f"{theirs} {tuple(weights[theirs].shape)} instead of {expected}")
             continue
+        weight = layout.part(weights[theirs], ours)
         converted[ours] = weight.to(torch.float32 if weight.is_floating_point() else weight.dtype, copy=True)
     problems = {"unknown": unknown, "missing": dict.fromkeys(missing), "misshapen": dict.fromkeys(misshapen)}
     report = [f"{kind} keys: {_listing(sorted(keys))}" for kind, keys in problems.items() if keys]
     if report:
         raise ValueError(f"{path}, recognised as {layout.source}, does not fit: {'; '.join(report)}.")
     return converted
-
-
-def _is_half(ours: str) -> bool:
-    """Published checkpoints hold keys and values in one matrix, keys first."""
-    return ".attention.key." in ours or ".attention.value." in ours
-
-
-def _part_of(weight: Tensor, ours: str) -> Tensor:
-    if _is_half(ours) and weight.dim() > 0:
-        return weight.chunk(2)[0 if ".attention.key." in ours else -1]
-    return weight
 
 
 def _listing(keys: Iterable[str], limit: int = 8) -> str:

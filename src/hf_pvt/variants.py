@@ -94,3 +94,16 @@ def variant_config(name: str, **overrides: Any) -> VariantConfig:
         raise ValueError(f"unknown variant {name!r}, expected one of: {', '.join(VARIANTS)}.")
     variant = VARIANTS[name]
     return CONFIG_CLASSES[variant.model_type](**(variant.architecture | overrides))
+
+
+def variant_of(model_type: str, fields: dict[str, Any]) -> str | None:
+    """The published variant that has these widths, depths and ratios (whatever its drop path), None where none has."""
+    for name, variant in VARIANTS.items():
+        architecture = {key: value for key, value in variant.architecture.items() if key != "drop_path_rate"}
+        if variant.model_type == model_type and all(_plain(fields.get(k)) == v for k, v in architecture.items()):
+            return name
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
