@@ -1,5 +1,7 @@
 """Images and label maps of segmenters: sizes, modes, both backends, and back to label maps."""
 
+import base64
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ from skimage import data
 from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 from transformers import AutoImageProcessor
+from transformers.image_utils import pil_torch_interpolation_mapping
 
 import hf_pvt
 
@@ -26,6 +29,12 @@ backends = pytest.mark.parametrize("backend", BACKENDS, ids=["torchvision", "pil
 def pixels(batch: Any) -> torch.Tensor:
     """The first image as 0 to 255, (3, H, W)."""
     return (torch.as_tensor(batch["pixel_values"][0]) * STD + MEAN) * 255
+
+
+def data_url(image: Image.Image) -> str:
+    file = BytesIO()
+    image.save(file, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 # Sizes
@@ -61,23 +70,39 @@ def test_other_sizes(backend: Any) -> None:
     assert [tuple(image.shape) for image in two] == [(3, 512, 768), (3, 768, 512)]
 
 
+# Pixels
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
 @pytest.mark.parametrize(
     "image",
-    [PHOTO, Image.fromarray(data.astronaut()), Image.fromarray(data.coins())],
-    ids=["photo", "astronaut", "coins"],
+    [PHOTO, Image.fromarray(data.astronaut()), Image.fromarray(data.coins()), np.asarray(PHOTO), data_url(PHOTO)],
+    ids=["photo", "astronaut", "coins", "array", "data URL"],
 )
-def test_backends_agree(image: Image.Image) -> None:
-    """The same pixels; where torchvision rounds otherwise in its integer arithmetic, one of 255 levels beside."""
-    first, second = (pixels(backend()(image)) for backend in BACKENDS)
-    torch.testing.assert_close(first, second, rtol=0, atol=1.001)
-    assert ((first - second).abs() > 0.5).float().mean() < 0.2
+def test_backends_agree(image: Any, resample: Image.Resampling) -> None:
+    """Enlarged and reduced; the filter may be PIL's, its number, or torchvision's."""
+    for size in ({"shortest_edge": 512, "longest_edge": 2048}, {"shortest_edge": 96}):
+        expected = pixels(BACKENDS[1](size=size)(image, resample=resample))
+        for chosen in (resample, int(resample), pil_torch_interpolation_mapping[resample]):
+            actual = pixels(BACKENDS[0](size=size)(image, resample=chosen))
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3)
 
 
 @backends
 def test_values_are_those_of_pil(backend: Any) -> None:
     expected = torch.from_numpy(np.asarray(PHOTO.resize((768, 512), Image.Resampling.BILINEAR)).copy())
-    atol = 1.001 if backend is BACKENDS[0] else 1e-3
-    torch.testing.assert_close(pixels(backend()(PHOTO)), expected.permute(2, 0, 1).float(), rtol=0, atol=atol)
+    torch.testing.assert_close(pixels(backend()(PHOTO)), expected.permute(2, 0, 1).float(), rtol=0, atol=1e-3)
+
+
+def test_tensors_are_resized_by_the_backend() -> None:
+    """Floats are not rounded to levels; beside a PIL image too, which PIL resizes."""
+    image = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0))
+    processor = BACKENDS[0](size={"height": 32, "width": 64}, do_rescale=False)
+    batch = processor([image, Image.fromarray(RGB)])["pixel_values"]
+    expected = F.interpolate(image[None], (32, 64), mode="bilinear", antialias=True)[0]
+    torch.testing.assert_close(batch[0] * STD + MEAN, expected)
+    levels = torch.from_numpy(np.array(Image.fromarray(RGB).resize((64, 32), Image.Resampling.BILINEAR)))
+    torch.testing.assert_close(batch[1] * STD + MEAN, levels.permute(2, 0, 1).float(), rtol=0, atol=1e-3)
 
 
 # Modes of images
@@ -95,6 +120,12 @@ def of_mode(mode: str) -> tuple[Any, np.ndarray]:
         return GREY, seen_grey
     if mode == "one channel":
         return GREY[..., None], seen_grey
+    if mode == "int64 array":
+        return GREY.astype(np.int64), seen_grey
+    if mode == "16 bit array":
+        return RGB.astype(np.uint16) * 256 + 255, RGB
+    if mode == "1 bit array":
+        return GREY > 127, np.where(seen_grey > 127, 255, 0)
     if mode == "palette":
         image = Image.fromarray(RGB).quantize(16)
         return image, np.asarray(image.convert("RGB"))
@@ -128,8 +159,8 @@ def of_mode(mode: str) -> tuple[Any, np.ndarray]:
 
 
 MODES = (
-    "grey", "grey array", "one channel", "palette", "RGBA", "RGBA array", "palette with transparency",
-    "grey with alpha", "CMYK", "16 bit", "1 bit", "turned",
+    "grey", "grey array", "one channel", "int64 array", "16 bit array", "1 bit array", "palette", "RGBA", "RGBA array",
+    "palette with transparency", "grey with alpha", "CMYK", "16 bit", "1 bit", "turned",
 )  # fmt: skip
 
 
@@ -140,6 +171,13 @@ def test_modes(backend: Any, mode: str) -> None:
     actual = pixels(backend(do_resize=False)(image))
     expected = torch.from_numpy(np.array(seen)).permute(2, 0, 1).float()
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3)
+
+
+@backends
+@pytest.mark.parametrize("values", [[-1, 255], [0, 256]], ids=str)
+def test_integers_that_are_no_image(backend: Any, values: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"of int64 holds {values[0]} to {values[1]}, expected 0 to 255"):
+        backend()(np.array([values]))
 
 
 @backends
@@ -180,6 +218,26 @@ def test_label_maps(backend: Any, label_map: Any) -> None:
     assert batch["labels"].dtype == torch.int64
     assert batch["labels"].equal(expected)
     assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:]
+
+
+@backends
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((1, 1, 7), (1, 7)), ((7, 1, 1), (7, 1)), ((1, 7, 1), (7, 1)), ((1, 1, 1), (1, 1))], ids=str
+)
+def test_label_maps_one_pixel_wide(backend: Any, shape: tuple[int, ...], expected: tuple[int, int]) -> None:
+    """The first dimension is the channel where it is 1, otherwise the last."""
+    labels = np.arange(np.prod(shape)).reshape(shape)
+    batch = backend(do_resize=False)(np.zeros((*expected, 3), dtype=np.uint8), labels)
+    assert np.array_equal(batch["labels"][0], labels.reshape(expected))
+
+
+@backends
+@pytest.mark.parametrize("setting", ["do_center_crop", "do_pad"])
+def test_label_maps_are_not_cropped(backend: Any, setting: str) -> None:
+    """Nor padded: said, where labels would end beside their pixels."""
+    processor = backend(crop_size={"height": 32, "width": 32}, **{setting: True})
+    with pytest.raises(ValueError, match="label maps are only resized"):
+        processor(RGB, LABELS)
 
 
 @backends

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PvtImageProcessor, PvtImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_utils import PILImageResampling, SizeDict, get_image_size
+from transformers.image_utils import SizeDict, get_image_size, load_image, torch_pil_interpolation_mapping
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
@@ -75,7 +75,7 @@ class SegmentationMixin:
     """
 
     valid_kwargs = SegmentationKwargs
-    resample = PILImageResampling.BILINEAR
+    resample = Image.Resampling.BILINEAR
     size = {"shortest_edge": 512, "longest_edge": 2048}
     size_divisor = 32
     default_to_square = False
@@ -85,14 +85,17 @@ class SegmentationMixin:
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """`pixel_values` (B, 3, H, W) of images and, where label maps are given, `labels` (B, H, W) of integers.
 
+        PIL images, files and integer arrays are resized by PIL, whichever the backend: the same pixels wherever a
+        model runs. Tensors, and arrays of floats or with the channels first, are resized by the backend.
+
         Args:
-            images: one or a list: PIL images of any mode (EXIF orientation is applied, 16 bits become 8, transparency
-                becomes white), arrays or tensors.
+            images: one or a list: PIL images of any mode or files (EXIF orientation is applied, 16 bits become 8,
+                transparency becomes white), arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), tensors (3, H, W).
             segmentation_maps: one label map (H, W) of integers per image, of the image's size.
 
         Raises:
-            ValueError: not as many label maps as images, or one that has another size or is not single-channel
-                integers.
+            ValueError: an array of integers that are no image's; not as many label maps as images, or one that has
+                another size or is not single-channel integers.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
 
@@ -100,28 +103,35 @@ class SegmentationMixin:
         self, images: Any, segmentation_maps: Any, do_reduce_labels: bool, return_tensors: Any, **kwargs: Any
     ) -> BatchFeature:
         images = [readable(image) for image in as_list(images)]
-        batch = super()._preprocess_image_like_inputs(images, return_tensors=None, **kwargs)  # type: ignore[misc]
-        data = {"pixel_values": batch["pixel_values"]}
+        images = self._prepare_images_structure(images)  # type: ignore[attr-defined]
         if segmentation_maps is not None:
+            if kwargs["do_center_crop"] or kwargs["do_pad"]:
+                raise ValueError("label maps are only resized; switch do_center_crop and do_pad off.")
             label_maps = [as_label_map(label_map) for label_map in as_list(segmentation_maps)]
             check_sizes(images, label_maps)
             if do_reduce_labels:
                 label_maps = [np.where(labels == 0, 255, labels - (labels != 255)) for labels in label_maps]
-            sizes = [pixel_values.shape[-2:] for pixel_values in data["pixel_values"]]
-            data["labels"] = [nearest(*pair) for pair in zip(label_maps, sizes, strict=True)]
+        images = [self.process_image(image, **kwargs) for image in images]  # (3, H, W)
+        kwargs |= {"do_resize": False, "return_tensors": None}
+        data = dict(super()._preprocess(images, **kwargs))  # type: ignore[misc]
+        if segmentation_maps is not None:
+            pairs = zip(label_maps, images, strict=True)
+            data["labels"] = [nearest(labels, image.shape[-2:]) for labels, image in pairs]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def _preprocess(
-        self, images: list[Any], size: SizeDict, size_divisor: int, return_tensors: Any, **kwargs: Any
-    ) -> BatchFeature:
-        processed = []
-        for image in images:  # (3, H, W)
-            height, width = image.shape[-2:]
-            height, width = target_size(height, width, size, size_divisor)
-            scaled = SizeDict(height=height, width=width)
-            batch = super()._preprocess([image], size=scaled, return_tensors=None, **kwargs)  # type: ignore[misc]
-            processed.append(batch["pixel_values"][0])
-        return BatchFeature(data={"pixel_values": processed}, tensor_type=return_tensors)
+    def process_image(
+        self, image: Any, do_resize: bool, size: SizeDict, size_divisor: int, resample: Any, **kwargs: Any
+    ) -> Any:
+        """An image resized, as the backend's array or tensor (3, H, W)."""
+        if do_resize and isinstance(image, Image.Image):
+            height, width = target_size(image.height, image.width, size, size_divisor)
+            image = image.resize((width, height), torch_pil_interpolation_mapping.get(resample, resample))
+            do_resize = False
+        image = super().process_image(image, **kwargs)  # type: ignore[misc]
+        if do_resize:
+            height, width = target_size(image.shape[-2], image.shape[-1], size, size_divisor)
+            image = self.resize(image, SizeDict(height=height, width=width), resample)  # type: ignore[attr-defined]
+        return image
 
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
@@ -159,22 +169,37 @@ def as_list(images: Any) -> list[Any]:
 
 
 def readable(image: Any) -> Any:
-    """A file, PIL image, or integer array (H, W), (H, W, 1) or (H, W, 4) as an RGB PIL image; others as they are."""
-    if isinstance(image, str | os.PathLike) and os.path.isfile(image):
-        image = Image.open(image)
+    """A file or URL, PIL image, or integer array with the channels last as an RGB PIL image; others as they are."""
+    if isinstance(image, str | os.PathLike):
+        image = Image.open(image) if os.path.isfile(image) else load_image(str(image))
     if isinstance(image, np.ndarray) and image.dtype.kind in "biu":
+        image = as_uint8(image)
         if image.ndim == 3 and image.shape[-1] == 1:
             image = image[..., 0]
-        if image.ndim == 2 or image.shape[-1] == 4:
+        if image.ndim == 2 or image.ndim == 3 and image.shape[-1] in (3, 4):
             image = Image.fromarray(image)
     return as_rgb(image) if isinstance(image, Image.Image) else image
+
+
+def as_uint8(image: np.ndarray) -> np.ndarray:
+    """Integers as 0 to 255: 16 bits become 8, as bits do; of other types they have to be 0 to 255 already."""
+    if image.dtype == np.bool_:
+        return image * np.uint8(255)
+    if image.dtype == np.uint16:
+        return (image // 256).astype(np.uint8)
+    if image.dtype != np.uint8 and (image.min() < 0 or image.max() > 255):
+        raise ValueError(
+            f"an image array of {image.dtype} holds {image.min()} to {image.max()}, expected 0 to 255; save 16 bits "
+            "as uint16."
+        )
+    return image.astype(np.uint8, copy=False)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """As a viewer shows it: upright, 16 bits as 8 (PIL clips them), transparency on white (PIL drops it)."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+        image = Image.fromarray(as_uint8(np.asarray(image).clip(0, 65535).astype(np.uint16)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -182,14 +207,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def as_label_map(label_map: Any) -> np.ndarray:
-    """A label map (H, W) of int64; of a palette image the indices are the labels."""
+    """A label map (H, W) of int64; of a palette image the indices are the labels.
+
+    Of three dimensions the first is the channel where it is 1, otherwise the last.
+    """
     if isinstance(label_map, str | os.PathLike):
         label_map = Image.open(label_map)
     if isinstance(label_map, Image.Image):
         label_map = ImageOps.exif_transpose(label_map)
     labels = np.asarray(label_map)
     if labels.ndim == 3 and 1 in (labels.shape[0], labels.shape[-1]):
-        labels = labels.reshape([side for side in labels.shape if side != 1] if labels.size > 1 else (1, 1))
+        labels = labels[0] if labels.shape[0] == 1 else labels[..., 0]  # (H, W)
     if labels.ndim != 2 or labels.dtype.kind not in "biu":
         raise ValueError(
             f"a label map must hold one integer label per pixel (H, W), got shape {labels.shape} of {labels.dtype}; "
