@@ -1,0 +1,1 @@
+"""What the scripts in examples/ share: data, order, optimisation, checkpoints, the loop, results."""
