@@ -1,0 +1,96 @@
+"""Parameter groups of AdamW, and learning rates as a function of the step."""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+# Beside all vectors (biases, norms), which are told by their one dimension.
+WITHOUT_DECAY = ("position_embeddings", "cls_token")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups for an optimizer: each trainable parameter in exactly one, with its `weight_decay` and `lr_scale`.
+
+    Args:
+        model: a pyramid, with or without a head.
+        weight_decay: of all but biases, norms, position embeddings and the class token.
+        layer_decay: the rate falls by this factor from the head to the last block, and from each block to the one
+            before it (arXiv 2106.08254). A patch embedding, and what the blocks of a stage share, have the rate of the
+            stage's first block, the first patch embedding one factor less; a stage's norm has its last block's.
+    """
+    depth_of = _depths(model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not name.endswith(WITHOUT_DECAY)
+            key = (layer_decay ** (depth_of.head - depth_of(name)), weight_decay if decays else 0.0)
+            groups[key].append(parameter)
+    return [{"params": params, "lr_scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
+
+
+class _Depth:
+    """How deep in the network a parameter is: 0 the first patch embedding, 1 to n the blocks, n + 1 the head."""
+
+    def __init__(self, blocks: list[int]) -> None:
+        self.ends = [sum(blocks[: stage + 1]) for stage in range(len(blocks))]  # the depth of each stage's last block
+        self.head = sum(blocks) + 1
+
+    def __call__(self, name: str) -> int:
+        match = re.search(r"encoder\.layers\.(\d+)\.(?:blocks\.(\d+)\.)?(\w+)", name)
+        if match is None:
+            return self.head
+        stage, block, part = int(match[1]), match[2], match[3]
+        before = self.ends[stage - 1] if stage else 0
+        if block is not None:
+            return before + int(block) + 1
+        if part == "layer_norm":
+            return self.ends[stage]
+        return 0 if stage == 0 and part == "patch_embedding" else before + 1
+
+
+def _depths(model: nn.Module) -> _Depth:
+    found = {match.groups() for name, _ in model.named_parameters() if (match := _BLOCK.search(name))}
+    stages = [int(stage) for stage, _ in found]
+    return _Depth([stages.count(stage) for stage in range(max(stages, default=-1) + 1)])
+
+
+_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate before each step: a curve from `peak` to `end`, whose beginning is a linear warm-up.
+
+    The warm-up goes from `warmup_start` to where the curve is after `warmup_steps`. timm's, with which the papers
+    trained, goes to the peak and jumps down to its curve, by 0.07% in the published recipe.
+    """
+
+    peak: float
+    total_steps: int
+    warmup_steps: int = 0
+    warmup_start: float = 0.0
+    end: float = 0.0
+    curve: Literal["cosine", "poly"] = "cosine"
+    power: float = 0.9  # of "poly"
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            target = self._on_curve(self.warmup_steps)
+            return self.warmup_start + (target - self.warmup_start) * step / self.warmup_steps
+        return self._on_curve(step)
+
+    def _on_curve(self, step: int) -> float:
+        done = min(step / self.total_steps, 1.0)
+        left = (1 + math.cos(math.pi * done)) / 2 if self.curve == "cosine" else (1 - done) ** self.power
+        return self.end + (self.peak - self.end) * left
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """The rate of each group: this one times the group's scale. There is no scheduler, so no state of one to save."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
