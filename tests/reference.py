@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SALT = "hf_pvt"
+# The deepest variants, which are allowed ten times as much.
+DEEPEST = ("pvt-large", "pvt-v2-b4", "pvt-v2-b5", "p2t-large")
 
 
 def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -130,3 +133,32 @@ def samples(tensor: Tensor, count: int = 256) -> Tensor:
     """The values of a tensor at the flat indices at which the recorded ones were taken."""
     index = np.linspace(0, tensor.numel() - 1, count).astype(np.int64)  # float64, truncated
     return tensor.contiguous().flatten()[torch.from_numpy(index)]
+
+
+def relative_error(output: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return ((output - expected).abs().max() / expected.abs().max()).item()
+
+
+def tolerance(variant: str) -> float:
+    """What float32 may differ from the recorded float64, as a `relative_error`."""
+    return 1e-4 if variant in DEEPEST else 1e-5
+
+
+def decode_as_recorded(segmenter: PreTrainedModel, variant: str) -> None:
+    """Batch norms with the image's own statistics, and the recorded dropout (see fixtures/README.md)."""
+
+    dropped = dropped_channels(variant)
+
+    def use_own_statistics(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        norm.running_var, norm.running_mean = torch.var_mean(inputs[0].detach(), dim=(0, 2, 3), correction=0)
+
+    def drop(classifier: nn.Conv2d, inputs: tuple[Tensor]) -> Tensor:
+        kept = torch.full((1, inputs[0].shape[1], 1, 1), 1 / 0.9)
+        kept[:, dropped] = 0
+        return inputs[0] * kept
+
+    for module in segmenter.decode_head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(use_own_statistics)
+    segmenter.decode_head.classifier.register_forward_pre_hook(drop)

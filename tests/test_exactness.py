@@ -19,8 +19,6 @@ from transformers import (
 import hf_pvt
 from hf_pvt import VARIANTS
 
-# Relative to the largest output; float32 against float64. The deepest variants are allowed ten times as much.
-TOLERANCE = {"pvt-large": 1e-4, "pvt-v2-b4": 1e-4, "pvt-v2-b5": 1e-4, "p2t-large": 1e-4}
 RECORDED_FEATURES = [(v, size) for v in VARIANTS for size in reference.recorded_sizes(v, "features")]
 RECORDED_SEGMENTATIONS = [(v, size) for v in VARIANTS for size in reference.recorded_sizes(v, "semantic_fpn")]
 
@@ -28,10 +26,6 @@ RECORDED_SEGMENTATIONS = [(v, size) for v in VARIANTS for size in reference.reco
 def load(weights: dict[str, torch.Tensor], path: Path) -> PreTrainedModel:
     torch.save(weights, path)
     return hf_pvt.load_original(path)
-
-
-def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((output - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -42,10 +36,10 @@ def test_logits(variant: str, tmp_path: Path) -> None:
     assert fields == VARIANTS[variant].architecture
     ((height, width),) = reference.recorded_sizes(variant, "logits")
     expected, image = reference.logits(variant, height, width), reference.image(height, width)
-    tolerance = TOLERANCE.get(variant, 1e-5)
-    assert relative_error(model(image).logits.detach(), expected) < tolerance
+    tolerance = reference.tolerance(variant)
+    assert reference.relative_error(model(image).logits.detach(), expected) < tolerance
     with torch.inference_mode():
-        assert relative_error(model(image).logits, expected) < tolerance
+        assert reference.relative_error(model(image).logits, expected) < tolerance
 
 
 @pytest.mark.parametrize(("variant", "size"), RECORDED_FEATURES, ids=str)
@@ -62,24 +56,7 @@ def test_features(variant: str, size: tuple[int, int], tmp_path: Path) -> None:
         maps = backbone(reference.image(*size)).feature_maps
     for feature_map, (shape, samples) in zip(maps, reference.features(variant, *size), strict=True):
         assert tuple(feature_map.shape) == shape
-        assert relative_error(reference.samples(feature_map), samples) < 1e-5
-
-
-def decode_as_recorded(segmenter: PreTrainedModel, dropped: list[int]) -> None:
-    """Batch norms with the image's own statistics, and the recorded dropout (see fixtures/README.md)."""
-
-    def use_own_statistics(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
-        norm.running_var, norm.running_mean = torch.var_mean(inputs[0].detach(), dim=(0, 2, 3), correction=0)
-
-    def drop(classifier: nn.Conv2d, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-        kept = torch.full((1, inputs[0].shape[1], 1, 1), 1 / 0.9)
-        kept[:, dropped] = 0
-        return inputs[0] * kept
-
-    for module in segmenter.decode_head.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_pre_hook(use_own_statistics)
-    segmenter.decode_head.classifier.register_forward_pre_hook(drop)
+        assert reference.relative_error(reference.samples(feature_map), samples) < 1e-5
 
 
 @pytest.mark.parametrize(("variant", "size"), RECORDED_SEGMENTATIONS, ids=str)
@@ -89,14 +66,14 @@ def test_segmentations(variant: str, size: tuple[int, int], tmp_path: Path) -> N
     segmenter.save_pretrained(tmp_path / "saved")
     saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
     for model in (segmenter, saved):
-        decode_as_recorded(model, reference.dropped_channels(variant))
+        reference.decode_as_recorded(model, variant)
     shape, samples = reference.segmentation_logits(variant, *size)
     image = reference.image(*size)
     with torch.inference_mode():
         fast = [segmenter(image).logits, saved(image).logits]
     for logits in (segmenter(image).logits.detach(), *fast):
         assert tuple(logits.shape) == shape
-        assert relative_error(reference.samples(logits, 2048), samples) < 1e-5
+        assert reference.relative_error(reference.samples(logits, 2048), samples) < 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,0 +1,320 @@
+"""Model cards, rendered from `model_cards/template.md.jinja`, the variants' table and, at conversion, what was converted.
+
+    python conversion/card.py          render the committed cards: one per variant and task into model_cards/
+
+A card is the README.md of a repository: front matter for the Hub, then text for people.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from papers import PAPERS
+from photographs import PHOTOGRAPHS
+
+import hf_pvt
+from hf_pvt import VARIANTS, variant_config
+from hf_pvt.variants import WEIGHTS_LICENSES, VariantConfig
+
+CARDS = Path(__file__).parent.parent / "model_cards"
+PROJECT = "https://github.com/org/hf_pvt"
+FAMILIES = {"pvt": "Pvt", "pvt_v2": "PvtV2", "p2t": "P2t"}
+FAMILY_NAMES = {"pvt": "PVT", "pvt_v2": "PVTv2", "p2t": "P2T"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A benchmark of the papers: its name for people, its id on the Hub, and the split that is reported."""
+
+    title: str
+    hub_id: str
+    split: str = "validation"
+
+
+@dataclass(frozen=True)
+class Metric:
+    title: str
+    hub_id: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a head is for, in the Hub's words and in the papers'."""
+
+    pipeline_tag: str
+    auto_class: str
+    script: str
+    size: int  # pixels at which the papers count GMACs
+    dataset: Dataset
+    metric: Metric
+    evaluation: str
+
+
+IMAGENET = Dataset("ImageNet-1k", "ILSVRC/imagenet-1k")
+ADE20K = Dataset("ADE20K", "zhoubolei/scene_parse_150")
+
+TASKS = {
+    "classification": Task(
+        "image-classification",
+        "AutoModelForImageClassification",
+        "run_image_classification.py",
+        224,
+        IMAGENET,
+        Metric("top-1 accuracy", "accuracy"),
+        "The image processor of this repository is the published evaluation: shorter side to 256 pixels (bicubic), "
+        "centre crop of 224, ImageNet's mean and standard deviation.",
+    ),
+    "segmentation": Task(
+        "image-segmentation",
+        "AutoModelForSemanticSegmentation",
+        "run_semantic_segmentation.py",
+        512,
+        ADE20K,
+        Metric("mean IoU", "mean_iou"),
+        "The image processor of this repository is the published evaluation: shorter side to 512 pixels, longer at most "
+        "2048, each a multiple of 32; single scale, no flip.",
+    ),
+    "features": Task(
+        "image-feature-extraction",
+        "AutoModel",
+        "run_image_classification.py",
+        224,
+        IMAGENET,
+        Metric("top-1 accuracy", "accuracy"),
+        "There is no head to evaluate.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a conversion read and wrote."""
+
+    source: str
+    layout: str
+    source_sha256: str
+    result_sha256: str
+    photograph: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says; `render` writes it.
+
+    Args:
+        repo_id: what `from_pretrained` takes in the snippets.
+        variant: the published variant that the architecture is, None for any other.
+        parameters: of the model with its head.
+        benchmark: whether the labels are the benchmark's (ImageNet-1k, ADE20K), so that the papers' figure applies.
+        outputs: photograph's name -> the `output` of its widget: labels with scores, or the overlay's file.
+    """
+
+    repo_id: str
+    task: str
+    config: VariantConfig
+    variant: str | None
+    parameters: int
+    benchmark: bool
+    provenance: Provenance | None = None
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.repo_id.rpartition("/")[2]
+
+    @property
+    def native(self) -> bool:
+        """Whether Transformers has the class."""
+        return self.config.model_type != "p2t" and self.task != "segmentation"
+
+    @property
+    def reported(self) -> float | None:
+        """The paper's figure in percent."""
+        if self.variant is None or not self.benchmark or self.task == "features":
+            return None
+        variant = VARIANTS[self.variant]
+        return variant.top1_reported if self.task == "classification" else variant.miou_reported
+
+    def render(self) -> str:
+        task, paper = TASKS[self.task], PAPERS[self.config.model_type]
+        environment = Environment(
+            loader=FileSystemLoader(CARDS), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=False
+        )
+        return environment.get_template("template.md.jinja").render(
+            metadata=self.metadata().to_yaml().strip(),
+            name=self.name,
+            repo_id=self.repo_id,
+            description=self.description(),
+            native=self.native,
+            snippet=self.snippet(),
+            family=FAMILIES[self.config.model_type],
+            hidden_sizes=self.config.hidden_sizes,
+            minimum_image_size=self.config.minimum_image_size,
+            parameters=self.parameters,
+            gmacs=self.gmacs(),
+            reported=self.reported,
+            provenance=self.provenance,
+            checkpoint=self.checkpoint(),
+            limitations=self.limitations(),
+            license_text=LICENSE_TEXTS[self.license],
+            credits="; ".join(f"{photo.title} by {photo.credit}" for photo in PHOTOGRAPHS[self.task]),
+            version=hf_pvt.__version__,
+            project=PROJECT,
+            paper=paper,
+            **{name: getattr(task, name) for name in ("script", "size", "dataset", "metric", "evaluation")},
+        )
+
+    @property
+    def license(self) -> str:
+        return WEIGHTS_LICENSES[self.config.model_type]
+
+    def metadata(self) -> ModelCardData:
+        """The front matter."""
+        task, paper = TASKS[self.task], PAPERS[self.config.model_type]
+        results = None
+        if self.reported is not None:
+            results = [
+                EvalResult(
+                    task_type=task.pipeline_tag,
+                    dataset_type=task.dataset.hub_id,
+                    dataset_name=task.dataset.title,
+                    dataset_split=task.dataset.split,
+                    metric_type=task.metric.hub_id,
+                    metric_name=f"{task.metric.title}, % (reported by the paper)",
+                    metric_value=self.reported,
+                    source_name=paper.title,
+                    source_url=paper.url,
+                )
+            ]
+        return ModelCardData(
+            library_name="transformers",
+            pipeline_tag=task.pipeline_tag,
+            license=self.license,
+            datasets=[task.dataset.hub_id] if self.benchmark else None,
+            metrics=[task.metric.hub_id] if results else None,
+            tags=["vision", self.config.model_type, "backbone", *([] if self.native else ["custom_code"])],
+            model_name=self.name,
+            eval_results=results,
+            widget=[self.widget(photo.name, photo.title) for photo in PHOTOGRAPHS[self.task]],
+        )
+
+    def widget(self, file: str, title: str) -> dict[str, Any]:
+        example: dict[str, Any] = {"src": f"images/{file}", "example_title": title}
+        if file in self.outputs:
+            example["output"] = self.outputs[file]
+        return example
+
+    def description(self) -> str:
+        """The first sentence."""
+        paper = PAPERS[self.config.model_type]
+        variant = f"the published variant {self.variant}" if self.variant else "an architecture of its own"
+        labels = self.config.num_labels
+        kind = {
+            "classification": f"an image classifier for {labels:,} labels",
+            "segmentation": f"a semantic segmenter (Semantic FPN) for {labels:,} labels",
+            "features": "a feature extractor without a head",
+        }[self.task]
+        trained = f", trained on {TASKS[self.task].dataset.title}" if self.benchmark else ""
+        return (
+            f"{FAMILY_NAMES[self.config.model_type]} ([{paper.title}]({paper.url})), {variant}, as {kind}{trained}, "
+            "in Transformers' format."
+        )
+
+    def snippet(self) -> str:
+        """Code that runs as it is where the repository is."""
+        trust = "" if self.native else ", trust_remote_code=True"
+        photo = f'photo = hf_hub_download("{self.repo_id}", "images/{PHOTOGRAPHS[self.task][0].name}")\n'
+        if self.task == "features":
+            return (
+                "from huggingface_hub import hf_hub_download\n"
+                "from transformers import AutoImageProcessor, AutoModel\n"
+                "from transformers.image_utils import load_image\n\n"
+                f"{photo}"
+                f'processor = AutoImageProcessor.from_pretrained("{self.repo_id}"{trust})\n'
+                f'model = AutoModel.from_pretrained("{self.repo_id}"{trust})\n'
+                'features = model(**processor(load_image(photo), return_tensors="pt")).last_hidden_state'
+            )
+        return (
+            "from huggingface_hub import hf_hub_download\n"
+            "from transformers import pipeline\n\n"
+            f"{photo}"
+            f'model = pipeline("{TASKS[self.task].pipeline_tag}", model="{self.repo_id}"{trust})\n'
+            "print(model(photo))"
+        )
+
+    def gmacs(self) -> float | None:
+        """10^9 multiply-adds of one image, of the published variants (convolutions, linears, attention products)."""
+        if self.variant is None:
+            return None
+        variant = VARIANTS[self.variant]
+        return variant.fpn_gmacs_512 if self.task == "segmentation" else variant.gmacs_224
+
+    def checkpoint(self) -> str:
+        """The file of the published checkpoint."""
+        name = (self.variant or self.name).replace("-", "_")
+        return f"fpn_{name}_ade20k.pth" if self.task == "segmentation" else f"{name}.pth"
+
+    def limitations(self) -> str:
+        """What a user would otherwise find out."""
+        sentences = []
+        if self.benchmark:
+            sentences.append(
+                f"It knows the {self.config.num_labels:,} labels of {TASKS[self.task].dataset.title} and carries the "
+                "biases of that data; on other domains, medical images above all, fine-tune it and measure."
+            )
+        if self.config.model_type == "pvt":
+            sentences.append(
+                "Without hf_pvt, Transformers' own PVT takes images of its `image_size` only; with it, position "
+                "embeddings are resized to any size, at some cost in accuracy far from that size."
+            )
+        if self.task == "segmentation":
+            sentences.append("Scores are not calibrated, and pixels without a label in the data get one all the same.")
+        if self.license.startswith("cc-by-nc"):
+            sentences.append("The weights are not for commercial use.")
+        return (
+            " ".join(sentences) or "It was not measured on any data here: evaluate it on yours before you rely on it."
+        )
+
+
+LICENSE_TEXTS = {
+    "apache-2.0": "Apache-2.0, as published by the paper's authors.",
+    "cc-by-nc-sa-4.0": (
+        "CC BY-NC-SA 4.0, non-commercial. The authors' repository has this licence and says nothing of its weights, so "
+        "they are treated alike."
+    ),
+}
+
+
+def published_card(variant: str, task: str) -> Card:
+    """The card of a published variant before it is converted."""
+    facts = VARIANTS[variant]
+    segmentation = task == "segmentation"
+    labels = hf_pvt.ade20k_id2label() if segmentation else hf_pvt.imagenet_1k_id2label()
+    config = variant_config(variant, id2label=labels, label2id={name: label for label, name in labels.items()})
+    return Card(
+        repo_id=f"org/{variant}-ade20k" if segmentation else f"org/{variant}",
+        task=task,
+        config=config,
+        variant=variant,
+        parameters=facts.fpn_parameters if segmentation else facts.parameters,
+        benchmark=True,
+    )
+
+
+def published_cards() -> dict[str, Card]:
+    """File name -> card, for every variant and task."""
+    cards = (published_card(variant, task) for task in ("classification", "segmentation") for variant in VARIANTS)
+    return {f"{card.name}.md": card for card in cards}
+
+
+def main() -> None:
+    for name, card in published_cards().items():
+        (CARDS / name).write_text(card.render(), encoding="utf-8")
+    print(f"rendered {len(published_cards())} cards into {CARDS.name}/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Names for the labels of a converted head: given, its own, or those of the benchmark whose count fits."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import hf_pvt
+from hf_pvt.variants import VariantConfig
+
+# Task -> the benchmark's name and its labels.
+BENCHMARKS = {
+    "classification": ("ImageNet-1k", hf_pvt.imagenet_1k_id2label),
+    "segmentation": ("ADE20K", hf_pvt.ade20k_id2label),
+}
+
+
+def read_labels(path: Path, count: int) -> dict[int, str]:
+    """`{0: name, ...}` from a JSON file: a list of names, or an object from each label, "0" and on, to its name.
+
+    Raises:
+        ValueError: the file is something else, names are missing, empty or named twice, or there are not `count`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"the labels file {path} cannot be read as JSON: {error}.") from error
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    if not isinstance(content, dict) or not all(isinstance(name, str) and name.strip() for name in content.values()):
+        raise ValueError(f"the labels file {path} must hold a list of names, or an object from labels to names.")
+    if sorted(map(str, content)) != sorted(map(str, range(len(content)))):
+        raise ValueError(f"the labels file {path} must name the labels 0 to {len(content) - 1}, each once.")
+    if len(content) != count:
+        raise ValueError(f"the labels file {path} names {len(content)} labels, the checkpoint has {count}.")
+    twice = sorted({name for name in content.values() if list(content.values()).count(name) > 1})
+    if twice:
+        raise ValueError(f"the labels file {path} gives a name to several labels: {', '.join(twice)}.")
+    return {label: content.get(label, content.get(str(label))) for label in range(count)}
+
+
+def name_labels(config: VariantConfig, task: str, labels: Path | None) -> str:
+    """Set the names in `config`, and say which they are: "ImageNet-1k", "ADE20K", "own" or "unnamed"."""
+    if task == "features":
+        return "unnamed"
+    benchmark, names = BENCHMARKS[task]
+    id2label = names()
+    if labels is not None:
+        id2label = read_labels(labels, config.num_labels)
+    elif dict(config.id2label) != {label: f"LABEL_{label}" for label in range(config.num_labels)}:
+        return benchmark if _same_names(config.id2label, id2label) else "own"
+    elif config.num_labels != len(id2label):
+        return "unnamed"
+    config.id2label = id2label
+    config.label2id = {name: label for label, name in id2label.items()}
+    if labels is not None:
+        return "own"
+    if task == "segmentation":
+        config.palette = [list(colour) for colour in hf_pvt.ade20k_palette()]
+    return benchmark
+
+
+def _same_names(first: Mapping[int, str], second: Mapping[int, str]) -> bool:
+    """Whether both name the same things; sources differ in how many synonyms they list."""
+
+    def heads(names: Mapping[int, str]) -> list[str]:
+        return [names[label].split(",")[0].strip().lower() for label in sorted(names)]
+
+    return heads(first) == heads(second)

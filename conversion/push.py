@@ -1,0 +1,153 @@
+"""Push a converted repository to the Hub: one commit, one tag, and nothing that is there already.
+
+Every failure ends in one sentence, and the same command completes what it left: stored files are not sent again, a
+commit that changes nothing is not made, and the tag is set last.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of its HTTP library, whichever that is
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+import hf_pvt
+from hf_pvt.variants import WEIGHTS_LICENSES
+
+
+class PushError(Exception):
+    """Why nothing, or not everything, was pushed, and what to do."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="repository to push to; with --all the ORG")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be pushed, and push nothing")
+    parser.add_argument(
+        "--accept-noncommercial-license",
+        action="store_true",
+        help="push P2T's weights, which are to be treated as CC BY-NC-SA 4.0",
+    )
+
+
+def check_request(arguments: argparse.Namespace) -> None:
+    """What can be refused before anything is read: a malformed name, a missing login."""
+    if not arguments.push_to_hub:
+        return
+    try:
+        validate_repo_id(arguments.push_to_hub)
+    except HFValidationError as error:
+        raise PushError(f"{arguments.push_to_hub!r} is no name of a repository, expected org/name: {error}") from error
+    if not (get_token() or arguments.dry_run):
+        raise PushError(
+            "no login for the Hub was found; run `hf auth login`, or set HF_TOKEN to a token that may write."
+        )
+
+
+def check_license(model_type: str, arguments: argparse.Namespace) -> None:
+    """P2T's weights go to the Hub only where somebody says that they know the licence."""
+    license_name = WEIGHTS_LICENSES[model_type]
+    if arguments.push_to_hub and "nc" in license_name.split("-") and not arguments.accept_noncommercial_license:
+        raise PushError(
+            f"the weights of {model_type} are {license_name}: not for commercial use; to push them under that licence, "
+            "add --accept-noncommercial-license."
+        )
+
+
+def push(folder: Path, arguments: argparse.Namespace) -> None:
+    """Upload `folder` as `arguments.push_to_hub`, and tag it with the version of this package.
+
+    Raises:
+        PushError: the Hub refuses or cannot be reached, or holds another model; the sentence says what to do.
+    """
+    repo_id = arguments.push_to_hub
+    check_license(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"], arguments)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if arguments.dry_run:
+        print(f"would push to {repo_id}:")
+        for path in files:
+            print(f"  {path.relative_to(folder).as_posix():<40} {path.stat().st_size:>12,} bytes")
+        return
+    with one_sentence(repo_id):
+        api = HfApi()
+        head = head_of(api, repo_id)
+        if head is None:
+            api.create_repo(repo_id, private=arguments.private, exist_ok=True)
+        else:
+            check_other_model(repo_id, head, folder, arguments.overwrite)
+        commit = api.upload_folder(
+            folder_path=folder,
+            repo_id=repo_id,
+            commit_message=f"Converted by hf_pvt {hf_pvt.__version__}",
+            create_pr=arguments.pr,
+            parent_commit=head,
+            delete_patterns="*" if arguments.overwrite and head else None,
+        )
+        if arguments.pr:
+            print(f"opened {commit.pr_url}")
+            return
+        tag(api, repo_id, commit.oid)
+    print(f"pushed {len(files)} files to {api.endpoint}/{repo_id}, commit {commit.oid[:8]}")
+
+
+def head_of(api: HfApi, repo_id: str) -> str | None:
+    """The newest commit, None where there is no such repository."""
+    try:
+        return api.model_info(repo_id).sha
+    except RepositoryNotFoundError:
+        return None
+
+
+def check_other_model(repo_id: str, head: str, folder: Path, overwrite: bool) -> None:
+    """Refuse to replace a model of another type or task."""
+    try:
+        there = json.loads(Path(hf_hub_download(repo_id, "config.json", revision=head)).read_text(encoding="utf-8"))
+    except EntryNotFoundError:
+        return
+    here = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for key in ("model_type", "architectures"):
+        if there.get(key) != here.get(key) and not overwrite:
+            raise PushError(
+                f"{repo_id} holds another model ({key} {there.get(key)!r}, here {here.get(key)!r}); choose another name, "
+                "or replace it with --overwrite."
+            )
+
+
+def tag(api: HfApi, repo_id: str, commit: str) -> None:
+    """Tag the commit with the version. A tag that exists stays where it is: people pin it."""
+    name = f"v{hf_pvt.__version__}"
+    existing = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+    if name not in existing:
+        api.create_tag(repo_id, tag=name, revision=commit, tag_message=f"hf_pvt {hf_pvt.__version__}")
+    elif existing[name] != commit:
+        print(f"the tag {name} of {repo_id} stays at {existing[name][:8]}, because people pin it; main is newer.")
+
+
+@contextmanager
+def one_sentence(repo_id: str) -> Iterator[None]:
+    """The Hub's and the network's errors as one sentence each."""
+    again = "nothing is lost: run the same command again"
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        sentences = {
+            401: "the Hub does not accept the login (401); log in anew with `hf auth login`, or set HF_TOKEN",
+            403: f"the login may not write to {repo_id} (403); use a token with write access to it",
+            404: f"{repo_id} cannot be found (404), or the login may not see it; check the name and the token",
+            409: f"{repo_id} was changed by somebody else at the same moment (409); {again}",
+            412: f"{repo_id} was changed by somebody else during the upload (412); {again}",
+        }
+        raise PushError(f"{sentences.get(status, f'the Hub answered with an error ({status}); {again}')}.") from error
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        raise PushError(f"the connection to the Hub broke ({type(error).__name__}); {again}.") from error

@@ -1,0 +1,211 @@
+"""What a conversion writes: weights, configuration, image processor, example images, provenance and the card.
+
+A repository is written to a temporary folder beside its place, opened again, compared with the source, and renamed.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from card import Card, Provenance
+from card_checker import check_card
+from label_names import name_labels
+from photographs import PHOTOGRAPHS
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from sources import Source, sha256_of
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+
+import hf_pvt
+from hf_pvt.variants import variant_of
+
+PROVENANCE = "conversion.json"
+# Weights of a source that no model reads, such as the classifier inside P2T's published segmenters: kept beside the
+# model's, so that the original layout comes back equal to the bit.
+UNUSED_WEIGHTS = "unused_weights.safetensors"
+
+AUTO_CLASSES: dict[str, Any] = {
+    "classification": AutoModelForImageClassification,
+    "segmentation": AutoModelForSemanticSegmentation,
+    "features": AutoModel,
+}
+TOP_LABELS = 5
+
+
+def task_of(model: PreTrainedModel) -> str:
+    """ "classification", "segmentation", or "features" for a model without a head."""
+    if hasattr(model, "decode_head"):
+        return "segmentation"
+    return "classification" if getattr(model, "num_labels", 0) and hasattr(model, "classifier") else "features"
+
+
+@contextmanager
+def written_whole(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `output` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        FileExistsError: `output` exists, and `overwrite` is not set.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; choose another folder, or replace it with --overwrite.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        whole = temporary / "whole"
+        whole.mkdir()
+        try:
+            yield whole
+        except SafetensorError as error:  # what a full disk is called there
+            raise OSError(f"cannot write {output}: {error}") from error
+        if output.exists():
+            output.rename(temporary / "replaced")
+        whole.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_repository(
+    source: Source, output: Path, repo_id: str, labels: Path | None = None, overwrite: bool = False
+) -> Card:
+    """Convert `source` into the folder `output`, and return its card.
+
+    Args:
+        repo_id: what the card's snippets load.
+        labels: a JSON file with the labels' names.
+
+    Raises:
+        FileExistsError: the folder exists, and `overwrite` is not set.
+        ValueError: the labels do not fit, or what was written does not compute what the source does.
+    """
+    model, task = source.model, task_of(source.model)
+    named = name_labels(model.config, task, labels)
+    benchmark = named in ("ImageNet-1k", "ADE20K")
+    processor = image_processor(source, task, benchmark)
+    with written_whole(output, overwrite) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if source.unused:
+            save_file({key: weight.contiguous() for key, weight in source.unused.items()}, folder / UNUSED_WEIGHTS)
+        difference, outputs = verify(folder, model, processor, task)
+        provenance = Provenance(
+            source=source.path.name,
+            layout=source.layout,
+            source_sha256=source.sha256,
+            result_sha256=sha256_of(folder / "model.safetensors"),
+            photograph=PHOTOGRAPHS[task][0].name,
+            difference=difference,
+        )
+        card = Card(
+            repo_id=repo_id,
+            task=task,
+            config=model.config,
+            variant=variant_of(model.config.model_type, model.config.to_dict()),
+            parameters=model.num_parameters(),
+            benchmark=benchmark,
+            provenance=provenance,
+            outputs=outputs,
+        )
+        facts = {"repo_id": repo_id, "labels": named, "hf_pvt": hf_pvt.__version__, **asdict(provenance)}
+        (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(card.render(), encoding="utf-8")
+        problems = check_card(folder / "README.md")
+        if problems:
+            raise ValueError(f"the card of {output} is wrong: {'; '.join(problems)}.")
+    return card
+
+
+def rename_repository(folder: Path, repo_id: str) -> None:
+    """Let the card of a written repository speak of another name on the Hub."""
+    facts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    card = (folder / "README.md").read_text(encoding="utf-8").replace(f'"{facts["repo_id"]}"', f'"{repo_id}"')
+    (folder / "README.md").write_text(card.replace(f" {facts['repo_id']} ", f" {repo_id} "), encoding="utf-8")
+    (folder / PROVENANCE).write_text(json.dumps(facts | {"repo_id": repo_id}, indent=2) + "\n", encoding="utf-8")
+
+
+def image_processor(source: Source, task: str, benchmark: bool) -> BaseImageProcessor:
+    """The published evaluation of the benchmarks; a model of other labels keeps the processor that came with it."""
+    if source.processor is not None and not benchmark:
+        return source.processor
+    if task == "segmentation":
+        return hf_pvt.segmentation_image_processor(do_reduce_labels=benchmark)
+    return hf_pvt.classification_image_processor()
+
+
+def verify(
+    folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, task: str
+) -> tuple[float, dict[str, Any]]:
+    """Open the folder as a user would, compare on the example photographs, and make the outputs of the widgets.
+
+    Returns:
+        The largest difference of the logits before saving and after loading, which has to be 0, and photograph ->
+        labels with scores, or the overlay's file; both photographs and overlays are left in the folder's images/.
+
+    Raises:
+        ValueError: keys were missing or unknown, or the outputs differ.
+    """
+    reloaded, problems = AUTO_CLASSES[task].from_pretrained(folder, output_loading_info=True)
+    if any(problems.values()):
+        raise ValueError(f"what was written does not load whole: {problems}.")
+    # Weights in a mapped file lie at other alignments, for which BLAS adds in another order: 1e-6 of the logits. From
+    # fresh memory the same weights give the same logits, to the bit.
+    reloaded.load_state_dict({name: weight.clone() for name, weight in reloaded.state_dict().items()}, assign=True)
+    again = AutoImageProcessor.from_pretrained(folder)
+    (folder / "images").mkdir()
+    largest, outputs = 0.0, {}
+    for photograph in PHOTOGRAPHS[task]:
+        shutil.copy(photograph.path, folder / "images")
+        image = photograph.open()
+        before, after = (
+            output_of(candidate, prepare(image, return_tensors="pt")["pixel_values"])
+            for candidate, prepare in ((model, processor), (reloaded.eval(), again))
+        )
+        largest = max(largest, (before - after).abs().max().item())
+        if task == "classification":
+            outputs[photograph.name] = most_likely(after, model.config.id2label)
+        elif task == "segmentation":
+            outputs[photograph.name] = {"url": draw_overlay(after, image, model.config, folder, photograph.name)}
+    if largest != 0:
+        raise ValueError(f"the model reloaded from {folder} differs from the source by {largest}.")
+    return largest, outputs
+
+
+@torch.inference_mode()
+def output_of(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    outputs = model(pixel_values)
+    return outputs.last_hidden_state if "last_hidden_state" in outputs else outputs.logits
+
+
+def most_likely(logits: Tensor, id2label: dict[int, str]) -> list[dict[str, Any]]:
+    """The likeliest labels with their scores, as the Hub's widget draws them."""
+    scores, labels = logits[0].softmax(-1).topk(min(TOP_LABELS, logits.shape[-1]))
+    return [
+        {"label": id2label[label], "score": round(score, 4)}
+        for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def draw_overlay(logits: Tensor, image: Image.Image, config: Any, folder: Path, name: str) -> str:
+    """The labels' colours over the photograph, as a file of the repository."""
+    file = f"images/{Path(name).stem}-labels.jpg"
+    size = (image.height, image.width)
+    scores = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    palette = getattr(config, "palette", None)
+    overlay = hf_pvt.draw_segmentation(image, scores.argmax(1)[0], config.id2label, palette)
+    overlay.save(folder / file, quality=88)
+    return file

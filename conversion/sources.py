@@ -1,0 +1,109 @@
+"""What a conversion reads: a checkpoint in any layout, or a folder of Transformers, as a model and what is known of it."""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_pvt.auto import AUTO_CLASSES
+from hf_pvt.original_checkpoints import build_model, checkpoint_file, label_fields, read_checkpoint, recognise_layout
+from hf_pvt.original_layouts import StateDict
+
+TRANSFORMERS = "Transformers folder"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model in evaluation mode and float32, and where it comes from.
+
+    Args:
+        layout: the name of the recognised layout.
+        sha256: of the file with the weights; of several files, of their digests in order.
+        unused: weights of the source that the model has no use for, by the source's names.
+        processor: the image processor that came with the weights, if any.
+    """
+
+    path: Path
+    layout: str
+    sha256: str
+    model: PreTrainedModel
+    unused: StateDict = field(default_factory=dict)
+    processor: BaseImageProcessor | None = None
+
+
+def read_source(path: Path, **config_overrides: Any) -> Source:
+    """Read a checkpoint file, timm's folder, or a folder of Transformers, whichever `path` is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a checkpoint, keys are missing or unknown, or weights are NaN or infinite.
+    """
+    source = _read_folder(path) if _is_saved_model(path) else _read_checkpoint(path, config_overrides)
+    check_finite(source.model, path)
+    return source
+
+
+def check_finite(model: PreTrainedModel, path: Path) -> None:
+    """Refuse weights that no training left usable."""
+    broken = [
+        name
+        for name, weight in model.state_dict().items()
+        if weight.is_floating_point() and not torch.isfinite(weight).all()
+    ]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise ValueError(
+            f"{path} is refused: it holds NaN or infinite values in {', '.join(broken[:3])}{more}; use another checkpoint."
+        )
+
+
+def _is_saved_model(path: Path) -> bool:
+    config = path / "config.json"
+    return config.is_file() and '"model_type"' in config.read_text(encoding="utf-8")
+
+
+def _read_checkpoint(path: Path, config_overrides: dict[str, Any]) -> Source:
+    weights, meta = read_checkpoint(path)
+    layout = recognise_layout(weights, path)
+    model = build_model(weights, layout, label_fields(meta) | config_overrides, path)
+    unused = {key: weight for key, weight in weights.items() if re.search(layout.ignored, key)}
+    return Source(path, layout.source, sha256_of(checkpoint_file(path)), model, unused)
+
+
+def _read_folder(path: Path) -> Source:
+    """A model that Transformers or this package has saved."""
+    config = AutoConfig.from_pretrained(path)
+    classes = {model_class.__name__: model_class for model_class in AUTO_CLASSES.get(type(config), {}).values()}
+    architecture = (config.architectures or ["none"])[0]
+    if architecture not in classes:
+        known = sorted(name for family in AUTO_CLASSES.values() for name in (c.__name__ for c in family.values()))
+        raise ValueError(f"{path} holds a model of class {architecture}, expected one of: {', '.join(known)}.")
+    try:
+        model, problems = classes[architecture].from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: a safetensors file is damaged ({error}); download it again.") from error
+    report = [
+        f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, keys))[:8])}" for kind, keys in problems.items() if keys
+    ]
+    if report:
+        raise ValueError(f"{path} does not fit {architecture}: {'; '.join(report)}.")
+    has_processor = (path / "preprocessor_config.json").is_file()
+    processor = AutoImageProcessor.from_pretrained(path) if has_processor else None
+    return Source(path, TRANSFORMERS, _sha256_of_folder(path), model.eval(), processor=processor)
+
+
+def _sha256_of_folder(path: Path) -> str:
+    files = sorted([*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")])
+    digests = [sha256_of(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

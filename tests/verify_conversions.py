@@ -1,0 +1,128 @@
+"""All 30 published checkpoints through the commands, there and back: `make verify` writes conversion/verification.md.
+
+Each checkpoint is drawn from the published keys (see `reference`), converted by one command, opened with the Auto
+class, compared with the recorded outputs of the published implementation, and exported to its original layout again.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import reference
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+import hf_pvt
+from hf_pvt import VARIANTS
+
+ROOT = Path(__file__).parent.parent
+TABLE = ROOT / "conversion" / "verification.md"
+TASKS = ("classification", "segmentation")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: `error` is relative to the outputs' scale, None where the reference has no output."""
+
+    variant: str
+    task: str
+    keys: int
+    error: float | None
+    bit_equal: bool
+
+    @property
+    def passed(self) -> bool:
+        return self.bit_equal and (self.error is None or self.error < reference.tolerance(self.variant))
+
+
+def run(script: str, *arguments: object) -> str:
+    """A command of conversion/, in a process of its own."""
+    command = [sys.executable, str(ROOT / "conversion" / script), *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def published_file(variant: str, task: str) -> tuple[str, dict[str, torch.Tensor]]:
+    """Name and weights of the published checkpoint."""
+    name = variant.replace("-", "_")
+    if task == "classification":
+        return f"{name}.pth", reference.checkpoint(variant)
+    return f"fpn_{name}.pth", reference.segmentation_checkpoint(variant)
+
+
+def verify(variant: str, task: str, folder: Path) -> Result:
+    """One checkpoint, there and back."""
+    name, weights = published_file(variant, task)
+    torch.save(weights if task == "classification" else {"meta": {}, "state_dict": weights}, folder / name)
+    run("convert.py", folder / name, folder / "converted")
+    error = classification_error(variant, folder) if task == "classification" else segmentation_error(variant, folder)
+    run("export_original.py", folder / "converted", folder / "again.pth")
+    again = torch.load(folder / "again.pth", weights_only=True)
+    again = again["state_dict"] if task == "segmentation" else again
+    equal = weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
+    return Result(variant, task, len(weights), error, equal)
+
+
+@torch.inference_mode()
+def classification_error(variant: str, folder: Path) -> float:
+    model = AutoModelForImageClassification.from_pretrained(folder / "converted")
+    ((height, width),) = reference.recorded_sizes(variant, "logits")
+    logits = model(reference.image(height, width)).logits
+    return reference.relative_error(logits, reference.logits(variant, height, width))
+
+
+@torch.inference_mode()
+def segmentation_error(variant: str, folder: Path) -> float | None:
+    """Of the logits and of the four maps, whichever is larger; None where none were recorded."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder / "converted")
+    sizes = list(reference.recorded_sizes(variant, "semantic_fpn"))
+    if not sizes:
+        return None
+    reference.decode_as_recorded(model, variant)
+    errors = []
+    for size in sizes:
+        outputs = model(reference.image(*size), output_hidden_states=True)
+        shape, samples = reference.segmentation_logits(variant, *size)
+        assert tuple(outputs.logits.shape) == shape
+        errors.append(reference.relative_error(reference.samples(outputs.logits, 2048), samples))
+        for feature_map, (_, expected) in zip(outputs.hidden_states, reference.features(variant, *size), strict=True):
+            errors.append(reference.relative_error(reference.samples(feature_map), expected))
+    return max(errors)
+
+
+def table(results: list[Result]) -> str:
+    header = "| variant | task | keys | outputs against the reference | there and back | |\n" + "| --- " * 6 + "|\n"
+    rows = [
+        f"| `{result.variant}` | {result.task} | {result.keys} "
+        f"| {'not recorded' if result.error is None else f'{result.error:.1e}'} "
+        f"| {'equal to the bit' if result.bit_equal else 'DIFFERS'} | {'passed' if result.passed else 'FAILED'} |"
+        for result in results
+    ]
+    return header + "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.parse_args()
+    results = []
+    for task in TASKS:
+        for variant in tqdm(VARIANTS, desc=task):
+            with tempfile.TemporaryDirectory() as folder:
+                results.append(verify(variant, task, Path(folder)))
+    TABLE.write_text(
+        f"# All published checkpoints, there and back\n\nWritten by `make verify` (hf_pvt {hf_pvt.__version__}): "
+        "`convert.py`, the Auto class, `export_original.py`. Weights are drawn from the published keys; errors are the "
+        "largest difference from the published implementation's outputs, relative to their scale (limit "
+        f"{reference.tolerance('pvt-tiny'):.0e}; {reference.tolerance('pvt-large'):.0e} for "
+        f"{', '.join(reference.DEEPEST)}).\nOf segmenters, the outputs of four were recorded.\n\n{table(results)}",
+        encoding="utf-8",
+    )
+    failed = [f"{result.variant} {result.task}" for result in results if not result.passed]
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
