@@ -1,17 +1,17 @@
-"""The tables of the README, rendered from the variants and from the results of the benchmarks.
+"""The tables of the READMEs, rendered from the variants and from the results of the benchmarks.
 
 python -m benchmarks.readme
 """
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from hf_pvt import VARIANTS
 
-from .forward import RESULTS, table
-
-README = Path(__file__).parent.parent / "README.md"
+from . import forward, training_memory
+from .forward import RESULTS
 
 
 def variants_table() -> str:
@@ -30,18 +30,35 @@ def variants_table() -> str:
 def forward_table() -> str:
     """The last run of `benchmarks.forward`."""
     results = json.loads((RESULTS / "forward.json").read_text())
-    return f"`python -m benchmarks.forward`: {results['machine']}.\n\n{table(results)}"
+    return f"`python -m benchmarks.forward`: {results['machine']}.\n\n{forward.table(results)}"
 
 
-def render(text: str) -> str:
-    """`text` with each table between its markers replaced."""
-    for marker, content in {"variants": variants_table(), "forward": forward_table()}.items():
+def training_memory_tables() -> str:
+    """The last run of `benchmarks.training_memory`."""
+    results = json.loads((RESULTS / "training_memory.json").read_text())
+    tables = [f"{title}:\n\n{training_memory.table(results, task)}" for task, title in MEMORY_TITLES.items()]
+    return "`python -m benchmarks.training_memory`, in MiB.\n\n" + "\n\n".join(tables)
+
+
+ROOT = Path(__file__).parent.parent
+MEMORY_TITLES = {"classifier": "Classifiers with 1,000 labels", "segmenter": "Semantic FPN with 150 labels"}
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"variants": variants_table, "forward": forward_table},
+    ROOT / "examples" / "README.md": {"training-memory": training_memory_tables},
+}
+
+
+def render(document: Path) -> str:
+    """A document's text with each table between its markers replaced."""
+    text = document.read_text()
+    for marker, table in TABLES[document].items():
         begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
-        text, count = re.subn(f"{begin}.*?{end}", f"{begin}{content}\n{end}", text, flags=re.DOTALL)
+        text, count = re.subn(f"{begin}.*?{end}", f"{begin}{table()}\n{end}", text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"the README has {count} places for {marker!r}, expected one between its markers.")
+            raise ValueError(f"{document} has {count} places for {marker!r}, expected one between its markers.")
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text()))
+    for document in TABLES:
+        document.write_text(render(document))
