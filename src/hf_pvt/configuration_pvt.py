@@ -53,9 +53,19 @@ class PvtConfig(PyramidConfig):
             Epsilon of the blocks' norms and of the final one.
         reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-05):
             Epsilon of the norms in patch embeddings and of the reduced keys and values. Transformers' own model uses
-            `layer_norm_eps` (1e-6) there; that moves the logits by about 5e-6.
+            `layer_norm_eps` (1e-6) there; that moves the logits by less than 1e-4.
         qkv_bias (`bool`, *optional*, defaults to `True`):
             Bias of queries, keys and values.
+        fpn_hidden_size (`int`, *optional*, defaults to 256):
+            Width of the four maps in a segmenter's feature pyramid network.
+        decoder_hidden_size (`int`, *optional*, defaults to 128):
+            Width of a segmenter's heads, one per map, and of their sum.
+        classifier_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout of whole channels before a segmenter's last convolution.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label of the pixels that a segmenter's loss leaves out.
+        semantic_loss_class_weights (`list[float]`, *optional*, defaults to `None`):
+            Weight of each label in a segmenter's loss, none negative; equal unless given.
 
     Raises an error that says what is wrong when list lengths disagree, heads do not divide widths, or a number is
     negative or NaN.
