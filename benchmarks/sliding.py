@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import hf_pvt
-from hf_pvt.segmentation import segment
+from hf_pvt.segmentation_inference import segment
 
 from .forward import memory
 

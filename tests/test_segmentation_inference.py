@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 import hf_pvt
-from hf_pvt import segmentation
+from hf_pvt import segmentation_inference
 
 
 def segmenter(family: Family) -> PreTrainedModel:
@@ -63,7 +63,7 @@ def test_seams_do_not_show(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where all windows agree the result is that of the whole image, also at sizes that 4 does not divide."""
-    monkeypatch.setattr(segmentation, "WINDOWS_ACROSS", windows_across)
+    monkeypatch.setattr(segmentation_inference, "WINDOWS_ACROSS", windows_across)
     model, image = Pointwise(), images(*size)
     cells = [4 * -(-side // 4) for side in size]
     logits = F.interpolate(model(image).logits, cells, mode="bilinear")
@@ -80,7 +80,7 @@ def test_seams_do_not_show(
 @pytest.mark.parametrize("windows_across", [1, 4])
 def test_overlaps_are_averaged(windows_across: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every window's logits summed on the full grid, in float64."""
-    monkeypatch.setattr(segmentation, "WINDOWS_ACROSS", windows_across)
+    monkeypatch.setattr(segmentation_inference, "WINDOWS_ACROSS", windows_across)
     model, image = segmenter(PVT_V2).double(), images(96, 160).double()
     sums, counts = torch.zeros(1, 5, 24, 40).double(), torch.zeros(24, 40)
     with torch.no_grad():

@@ -40,7 +40,7 @@ from .modeling_pvt_v2 import (
     PvtV2PreTrainedModel,
 )
 from .original_checkpoints import load_original
-from .segmentation import segment_multi_scale, segment_sliding
+from .segmentation_inference import segment_multi_scale, segment_sliding
 from .variants import VARIANTS, variant_config
 
 __version__ = _version("hf_pvt")
