@@ -1,0 +1,114 @@
+"""Flags, the YAML file, and the recipe: who wins, and what is refused."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, every, fill, flag, parse
+
+
+@dataclass
+class TaskArguments:
+    mixup: float | None = flag("Mixup's alpha.")
+    recipe: str = flag("Recipe.", "plain")
+
+
+def parsed(*argv: str) -> tuple[DataArguments, OptimizationArguments, RunArguments, TaskArguments]:
+    classes = (DataArguments, OptimizationArguments, RunArguments, TaskArguments)
+    return parse(*classes, description="Train.", argv=argv)
+
+
+def test_flags() -> None:
+    data, optimization, run, task = parsed(
+        *("--train_files", "a.tar", "b.tar", "--streaming", "--learning_rate", "3e-4", "--mixed_precision", "bf16"),
+        *("--resume", "--mixup", "0.8", "--compile", "false"),
+    )
+    assert data.train_files == ["a.tar", "b.tar"] and data.streaming and data.on_bad_image == "error"
+    assert optimization.learning_rate == 3e-4 and optimization.mixed_precision == "bf16"
+    assert run.resume and not run.compile
+    assert task == TaskArguments(mixup=0.8, recipe="plain")
+
+
+def test_a_file_of_flags_that_the_command_line_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "learning_rate: 3e-4\nmax_steps: 100\nreport_to: [tensorboard, wandb]\ncompile: true\n"
+        "train_val_split: 0.1\nrecipe: two words\nmax_grad_norm: null\n"
+    )
+    data, optimization, run, task = parsed("--max_steps", "7", "--config", str(path), "--compile", "false")
+    assert optimization.max_steps == 7 and run.compile is False
+    assert optimization.learning_rate == 3e-4 and optimization.max_grad_norm is None
+    assert run.report_to == ["tensorboard", "wandb"] and run.config == str(path)
+    assert data.train_val_split == 0.1 and task.recipe == "two words"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rat: 1\nseed: 3\nmixups: 2\n", "has unknown keys: learning_rat, mixups; --help lists the flags."),
+        ("- seed\n", "holds a list, expected lines of `flag: value`."),
+        ("", "holds a NoneType, expected lines of `flag: value`."),
+        ("seed: [1\n", "is not YAML: "),
+    ],
+)
+def test_a_file_that_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        parsed("--config", str(path))
+    assert str(caught.value).startswith(f"{path} {message}") and "\n" not in str(caught.value)
+
+
+def test_no_file() -> None:
+    with pytest.raises(FileNotFoundError, match="there is no configuration file gone.yaml"):
+        parsed("--config", "gone.yaml")
+
+
+@pytest.mark.parametrize("argv", [["--learning_rat", "1"], ["--max_steps", "many"], ["--mixed_precision", "int4"]])
+def test_a_wrong_flag(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        parsed(*argv)
+    assert argv[0] in capsys.readouterr().err + str(caught.value)
+
+
+def test_wrong_values_in_a_file_are_named_as_flags_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("max_steps: many\n")
+    with pytest.raises(SystemExit):
+        parsed("--config", str(tmp_path / "run.yaml"))
+    assert "argument --max_steps/--max-steps: invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_the_recipe_fills_what_was_not_given() -> None:
+    groups = parsed("--mixup", "0", "--learning_rate", "1e-3")
+    fill(groups, {"mixup": 0.8, "learning_rate": 5e-4, "weight_decay": 0.05, "unknown_here": 1})
+    _, optimization, _, task = groups
+    assert task.mixup == 0.0 and optimization.learning_rate == 1e-3 and optimization.weight_decay == 0.05
+
+
+def test_every_flag_has_its_help() -> None:
+    assert all(f.metadata["help"] for group in parsed() for f in dataclasses.fields(group))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--max_steps", "0"], "--max_steps is 0, expected at least 1."),
+        (["--push_to_hub"], "--push_to_hub needs --hub_model_id, the repository to upload to."),
+        (["--ema_decay", "1"], "--ema_decay is 1.0, expected a number between 0 and 1."),
+        (["--eval_steps", "often"], "--eval_steps is 'often', expected a number of steps or \"epoch\"."),
+        (["--checkpointing_steps", "0"], "--checkpointing_steps is '0', expected a number of steps or \"epoch\"."),
+    ],
+)
+def test_numbers_that_make_no_sense(argv: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        check(*parsed(*argv)[1:3])
+    assert str(caught.value) == message
+
+
+def test_every_so_many_steps() -> None:
+    assert every(None, 10, "eval_steps") is None
+    assert every("7", None, "eval_steps") == 7
+    assert every("epoch", 10, "eval_steps") == 10
+    with pytest.raises(ValueError, match="--eval_steps epoch needs data of a known length"):
+        every("epoch", None, "eval_steps")
