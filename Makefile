@@ -15,7 +15,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/demo.installed  ## train, save, load and draw a classifier and a segmenter: the main jobs
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo_classification.py
 	$(BIN)/python examples/demo_segmentation.py
 
 test: $(VENV)/test.installed demo  ## the main jobs and the tests

@@ -67,9 +67,9 @@ def colours_of(path: Path) -> int:
         return len(picture.convert("RGB").getcolors(2**24))
 
 
-def test_demo(tmp_path: Path) -> None:
+def test_demo_classification(tmp_path: Path) -> None:
     """A shortened run of the main job learns, saves, loads and draws."""
-    output = run("demo.py", "--epochs", 12, "--output_dir", tmp_path)
+    output = run("demo_classification.py", "--epochs", 12, "--output_dir", tmp_path)
     assert percentage("test accuracy", output) >= 97
     assert {file.name for file in (tmp_path / "digits-pvt-v2").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json"

@@ -1,6 +1,6 @@
 """The main job, on real input: train a small PVTv2 on handwritten digits, save it, use it as anybody would, draw it.
 
-    python examples/demo.py [--output_dir out/demo]
+    python examples/demo_classification.py [--output_dir out/demo]
 
 The digits are scikit-learn's 1,797 scans; a fifth of them is held out. Ends with the accuracy of
 `pipeline("image-classification")` on the held-out scans, and with a picture: scans with predictions, and the feature
