@@ -1,4 +1,4 @@
-"""Model cards, rendered from `model_cards/template.md.jinja`, the variants' table and, at conversion, what was converted.
+"""Model cards, rendered from `model_cards/template.md.jinja`, the variants' table and what was converted.
 
     python conversion/card.py          render the committed cards: one per variant and task into model_cards/
 
@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from papers import PAPERS
 from photographs import PHOTOGRAPHS
+from tasks import TASKS
 
 import hf_pvt
 from hf_pvt import VARIANTS, variant_config
@@ -22,70 +23,6 @@ CARDS = Path(__file__).parent.parent / "model_cards"
 PROJECT = "https://github.com/org/hf_pvt"
 FAMILIES = {"pvt": "Pvt", "pvt_v2": "PvtV2", "p2t": "P2t"}
 FAMILY_NAMES = {"pvt": "PVT", "pvt_v2": "PVTv2", "p2t": "P2T"}
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A benchmark of the papers: its name for people, its id on the Hub, and the split that is reported."""
-
-    title: str
-    hub_id: str
-    split: str = "validation"
-
-
-@dataclass(frozen=True)
-class Metric:
-    title: str
-    hub_id: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a head is for, in the Hub's words and in the papers'."""
-
-    pipeline_tag: str
-    auto_class: str
-    script: str
-    size: int  # pixels at which the papers count GMACs
-    dataset: Dataset
-    metric: Metric
-    evaluation: str
-
-
-IMAGENET = Dataset("ImageNet-1k", "ILSVRC/imagenet-1k")
-ADE20K = Dataset("ADE20K", "zhoubolei/scene_parse_150")
-
-TASKS = {
-    "classification": Task(
-        "image-classification",
-        "AutoModelForImageClassification",
-        "run_image_classification.py",
-        224,
-        IMAGENET,
-        Metric("top-1 accuracy", "accuracy"),
-        "The image processor of this repository is the published evaluation: shorter side to 256 pixels (bicubic), "
-        "centre crop of 224, ImageNet's mean and standard deviation.",
-    ),
-    "segmentation": Task(
-        "image-segmentation",
-        "AutoModelForSemanticSegmentation",
-        "run_semantic_segmentation.py",
-        512,
-        ADE20K,
-        Metric("mean IoU", "mean_iou"),
-        "The image processor of this repository is the published evaluation: shorter side to 512 pixels, longer at most "
-        "2048, each a multiple of 32; single scale, no flip.",
-    ),
-    "features": Task(
-        "image-feature-extraction",
-        "AutoModel",
-        "run_image_classification.py",
-        224,
-        IMAGENET,
-        Metric("top-1 accuracy", "accuracy"),
-        "There is no head to evaluate.",
-    ),
-}
 
 
 @dataclass(frozen=True)

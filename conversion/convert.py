@@ -15,8 +15,10 @@ from pathlib import Path
 
 import push
 from card import Card
+from label_names import has_names
 from repository import PROVENANCE, rename_repository, write_repository
-from sources import TRANSFORMERS, Source, read_source, sha256_of
+from sources import Source, read_source, sha256_of
+from tasks import TASKS
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -82,22 +84,19 @@ def is_done(arguments: argparse.Namespace) -> bool:
 def report(source: Source, card: Card, output: Path) -> str:
     """What was recognised, read and written."""
     assert card.provenance is not None
-    labels = "" if card.task == "features" else f", {card.config.num_labels:,} labels"
-    known = {"classification": "ImageNet-1k", "segmentation": "ADE20K"}.get(card.task) if card.benchmark else None
+    known = f" ({TASKS[card.task].dataset.title})" if card.benchmark else ""
+    labels = "" if card.task == "features" else f", {card.config.num_labels:,} labels{known}"
     lines = [
-        f"{source.path}: {source.layout}, {card.variant or 'no published variant'}, {card.task}"
-        f"{labels}{f' ({known})' if known else ''}",
+        f"{source.path}: {source.layout}, {card.variant or 'no published variant'}, {card.task}{labels}",
         f"sha256 of the source:            {source.sha256}",
         f"sha256 of model.safetensors:     {card.provenance.result_sha256}",
         f"reloaded against before saving:  {card.provenance.difference} largest difference on the photographs",
         f"written: {output}",
     ]
-    if not known and labels:
-        first = next(iter(card.config.id2label.values()))
-        if first == "LABEL_0":
-            lines.append("the labels have no names; give them with --labels file.json")
-    if source.layout == TRANSFORMERS and card.benchmark:
-        lines.append("the image processor is the published evaluation, not the one of the source")
+    if labels and not has_names(card.config):
+        lines.append("the labels have no names; give them with --labels file.json")
+    if source.processor is not None and card.benchmark:
+        lines.append("the image processor is the published evaluation, not the one that came with the weights")
     return "\n".join(lines)
 
 

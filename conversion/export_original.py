@@ -18,6 +18,7 @@ import push
 import torch
 from huggingface_hub import snapshot_download
 from repository import PROVENANCE, UNUSED_WEIGHTS
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sources import read_source
 from transformers import PreTrainedModel
@@ -72,6 +73,8 @@ def export(folder: Path, output: Path, overwrite: bool = False) -> Layout:
         else:
             torch.save(content(model, layout, weights), temporary)
         temporary.rename(output)
+    except (RuntimeError, SafetensorError) as error:  # what a full disk is called there
+        raise OSError(f"cannot write {output}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return layout

@@ -7,11 +7,8 @@ from pathlib import Path
 import hf_pvt
 from hf_pvt.variants import VariantConfig
 
-# Task -> the benchmark's name and its labels.
-BENCHMARKS = {
-    "classification": ("ImageNet-1k", hf_pvt.imagenet_1k_id2label),
-    "segmentation": ("ADE20K", hf_pvt.ade20k_id2label),
-}
+# The labels of each task's benchmark (see `tasks`).
+BENCHMARK_LABELS = {"classification": hf_pvt.imagenet_1k_id2label, "segmentation": hf_pvt.ade20k_id2label}
 
 
 def read_labels(path: Path, count: int) -> dict[int, str]:
@@ -38,25 +35,28 @@ def read_labels(path: Path, count: int) -> dict[int, str]:
     return {label: content.get(label, content.get(str(label))) for label in range(count)}
 
 
-def name_labels(config: VariantConfig, task: str, labels: Path | None) -> str:
-    """Set the names in `config`, and say which they are: "ImageNet-1k", "ADE20K", "own" or "unnamed"."""
+def name_labels(config: VariantConfig, task: str, labels: Path | None) -> bool:
+    """Set the names in `config` where they are given or follow from the count; whether they are the benchmark's."""
     if task == "features":
-        return "unnamed"
-    benchmark, names = BENCHMARKS[task]
-    id2label = names()
+        return False
+    benchmark = BENCHMARK_LABELS[task]()
     if labels is not None:
-        id2label = read_labels(labels, config.num_labels)
-    elif dict(config.id2label) != {label: f"LABEL_{label}" for label in range(config.num_labels)}:
-        return benchmark if _same_names(config.id2label, id2label) else "own"
-    elif config.num_labels != len(id2label):
-        return "unnamed"
+        set_labels(config, read_labels(labels, config.num_labels))
+    elif len(benchmark) == config.num_labels and not has_names(config):
+        set_labels(config, benchmark)
+        if task == "segmentation":
+            config.palette = [list(colour) for colour in hf_pvt.ade20k_palette()]
+    return _same_names(config.id2label, benchmark)
+
+
+def has_names(config: VariantConfig) -> bool:
+    """Whether the labels are called something else than Transformers' LABEL_0 and on."""
+    return any(name != f"LABEL_{label}" for label, name in config.id2label.items())
+
+
+def set_labels(config: VariantConfig, id2label: dict[int, str]) -> None:
     config.id2label = id2label
     config.label2id = {name: label for label, name in id2label.items()}
-    if labels is not None:
-        return "own"
-    if task == "segmentation":
-        config.palette = [list(colour) for colour in hf_pvt.ade20k_palette()]
-    return benchmark
 
 
 def _same_names(first: Mapping[int, str], second: Mapping[int, str]) -> bool:

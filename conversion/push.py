@@ -50,7 +50,7 @@ def check_request(arguments: argparse.Namespace) -> None:
         raise PushError(f"{arguments.push_to_hub!r} is no name of a repository, expected org/name: {error}") from error
     if not (get_token() or arguments.dry_run):
         raise PushError(
-            "no login for the Hub was found; run `hf auth login`, or set HF_TOKEN to a token that may write."
+            "no login for the Hub was found; run `hf auth login`, or set HF_TOKEN to a token with write access."
         )
 
 
@@ -118,8 +118,8 @@ def check_other_model(repo_id: str, head: str, folder: Path, overwrite: bool) ->
     for key in ("model_type", "architectures"):
         if there.get(key) != here.get(key) and not overwrite:
             raise PushError(
-                f"{repo_id} holds another model ({key} {there.get(key)!r}, here {here.get(key)!r}); choose another name, "
-                "or replace it with --overwrite."
+                f"{repo_id} holds another model ({key} {there.get(key)!r}, here {here.get(key)!r}); choose another "
+                "name, or replace it with --overwrite."
             )
 
 

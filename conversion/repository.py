@@ -20,7 +20,7 @@ from photographs import PHOTOGRAPHS
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from sources import Source, sha256_of
+from sources import Source, in_fresh_memory, sha256_of
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -94,8 +94,7 @@ def write_repository(
         ValueError: the labels do not fit, or what was written does not compute what the source does.
     """
     model, task = source.model, task_of(source.model)
-    named = name_labels(model.config, task, labels)
-    benchmark = named in ("ImageNet-1k", "ADE20K")
+    benchmark = name_labels(model.config, task, labels)
     processor = image_processor(source, task, benchmark)
     with written_whole(output, overwrite) as folder:
         model.save_pretrained(folder)
@@ -121,7 +120,7 @@ def write_repository(
             provenance=provenance,
             outputs=outputs,
         )
-        facts = {"repo_id": repo_id, "labels": named, "hf_pvt": hf_pvt.__version__, **asdict(provenance)}
+        facts = {"repo_id": repo_id, "hf_pvt": hf_pvt.__version__, **asdict(provenance)}
         (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card.render(), encoding="utf-8")
         problems = check_card(folder / "README.md")
@@ -162,9 +161,7 @@ def verify(
     reloaded, problems = AUTO_CLASSES[task].from_pretrained(folder, output_loading_info=True)
     if any(problems.values()):
         raise ValueError(f"what was written does not load whole: {problems}.")
-    # Weights in a mapped file lie at other alignments, for which BLAS adds in another order: 1e-6 of the logits. From
-    # fresh memory the same weights give the same logits, to the bit.
-    reloaded.load_state_dict({name: weight.clone() for name, weight in reloaded.state_dict().items()}, assign=True)
+    in_fresh_memory(reloaded)
     again = AutoImageProcessor.from_pretrained(folder)
     (folder / "images").mkdir()
     largest, outputs = 0.0, {}

@@ -1,0 +1,67 @@
+"""What the heads are for, in the Hub's words and in the papers'."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A benchmark of the papers: its name for people, its id on the Hub, and the split that is reported."""
+
+    title: str
+    hub_id: str
+    split: str = "validation"
+
+
+@dataclass(frozen=True)
+class Metric:
+    title: str
+    hub_id: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a head is for, in the Hub's words and in the papers'."""
+
+    pipeline_tag: str
+    auto_class: str
+    script: str
+    size: int  # pixels at which the papers count GMACs
+    dataset: Dataset
+    metric: Metric
+    evaluation: str
+
+
+IMAGENET = Dataset("ImageNet-1k", "ILSVRC/imagenet-1k")
+ADE20K = Dataset("ADE20K", "zhoubolei/scene_parse_150")
+
+TASKS = {
+    "classification": Task(
+        "image-classification",
+        "AutoModelForImageClassification",
+        "run_image_classification.py",
+        224,
+        IMAGENET,
+        Metric("top-1 accuracy", "accuracy"),
+        "The image processor of this repository is the published evaluation: shorter side to 256 pixels (bicubic), "
+        "centre crop of 224, ImageNet's mean and standard deviation.",
+    ),
+    "segmentation": Task(
+        "image-segmentation",
+        "AutoModelForSemanticSegmentation",
+        "run_semantic_segmentation.py",
+        512,
+        ADE20K,
+        Metric("mean IoU", "mean_iou"),
+        "The image processor of this repository is the published evaluation: shorter side to 512 pixels, longer at "
+        "most 2048, each a multiple of 32; single scale, no flip.",
+    ),
+    "features": Task(
+        "image-feature-extraction",
+        "AutoModel",
+        "run_image_classification.py",
+        224,
+        IMAGENET,
+        Metric("top-1 accuracy", "accuracy"),
+        "There is no head to evaluate.",
+    ),
+}
