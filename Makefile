@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-oldest check format readme benchmark
+.PHONY: help demo test test-oldest check format readme cards verify benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,12 @@ format: $(VENV)/dev.installed  ## repair what can be repaired
 
 readme: $(VENV)/test.installed  ## render the tables of the README from the variants and the benchmarks' results
 	$(BIN)/python -m benchmarks.readme
+
+cards: $(VENV)/test.installed  ## render the model cards from their template and the variants
+	$(BIN)/python conversion/card.py
+
+verify: $(VENV)/test.installed  ## convert all 30 published checkpoints, there and back, and write the table
+	$(BIN)/python tests/verify_conversions.py
 
 benchmark: $(VENV)/test.installed  ## forward passes against the peers; leave the machine idle
 	$(BIN)/python -m benchmarks.forward

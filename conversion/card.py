@@ -101,7 +101,8 @@ class Card:
             version=hf_pvt.__version__,
             project=PROJECT,
             paper=paper,
-            **{name: getattr(task, name) for name in ("script", "size", "dataset", "metric", "evaluation")},
+            evaluation=task.evaluation if self.reported else "The image processor prepares images as the model wants.",
+            **{name: getattr(task, name) for name in ("script", "size", "dataset", "metric")},
         )
 
     @property

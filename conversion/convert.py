@@ -4,8 +4,8 @@
     python conversion/convert.py --all checkpoints/ out/
 
 The source is a published PVT, PVTv2 or P2T checkpoint, MMSegmentation's Semantic FPN, timm's PVTv2 (file or folder), or
-a folder that Transformers or hf_pvt has saved. The result holds model.safetensors, config.json,
-preprocessor_config.json, the card, example images, and the code where Transformers lacks the class.
+a folder, or a repository on the Hub, that Transformers or hf_pvt has saved. The result holds model.safetensors,
+config.json, preprocessor_config.json, the card, example images, and the code where Transformers lacks the class.
 """
 
 import argparse
@@ -15,14 +15,13 @@ from pathlib import Path
 
 import push
 from card import Card
+from hub_errors import HubRefusal
 from label_names import has_names
 from repository import PROVENANCE, rename_repository, write_repository
-from sources import Source, read_source, sha256_of
+from sources import SUFFIXES, Source, fetched, read_source, sha256_of
 from tasks import TASKS
 from tqdm import tqdm
 from transformers.utils import logging
-
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def main() -> None:
@@ -33,7 +32,7 @@ def main() -> None:
         if arguments.all:
             sys.exit(convert_all(arguments))
         convert(arguments)
-    except (ValueError, OSError, push.PushError) as error:
+    except (ValueError, OSError, HubRefusal) as error:
         sys.exit(f"error: {error}")
 
 
@@ -41,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="checkpoint file or folder; with --all a folder of them")
+    parser.add_argument("source", help="checkpoint file, folder, or org/name on the Hub; with --all a folder of files")
     parser.add_argument("output", type=Path, help="folder to write; with --all the folder for all of them")
     parser.add_argument("--all", action="store_true", help="convert every checkpoint in the folder SOURCE")
     parser.add_argument("--labels", type=Path, help="JSON file with the labels' names, where they are not known")
@@ -54,6 +53,7 @@ def parse() -> argparse.Namespace:
 def convert(arguments: argparse.Namespace) -> None:
     """One checkpoint, from the file to the Hub."""
     push.check_request(arguments)
+    arguments.source = fetched(arguments.source)
     if not is_done(arguments):
         source = read_source(arguments.source, **overrides(arguments))
         push.check_license(source.model.config.model_type, arguments)
@@ -102,7 +102,7 @@ def report(source: Source, card: Card, output: Path) -> str:
 
 def convert_all(arguments: argparse.Namespace) -> int:
     """Every checkpoint of a folder; one that fails does not stop the others. Returns the exit status."""
-    sources = sorted(path for path in arguments.source.glob("*") if path.suffix in SUFFIXES or path.is_dir())
+    sources = sorted(path for path in Path(arguments.source).glob("*") if path.suffix in SUFFIXES or path.is_dir())
     if not sources:
         raise ValueError(f"{arguments.source} holds no checkpoint ({', '.join(SUFFIXES)}).")
     rows, failed = [], 0
@@ -114,7 +114,7 @@ def convert_all(arguments: argparse.Namespace) -> int:
         try:
             convert(one)
             rows.append((path.name, "converted", str(one.output)))
-        except (ValueError, OSError, push.PushError) as error:
+        except (ValueError, OSError, HubRefusal) as error:
             failed += 1
             rows.append((path.name, "FAILED", str(error)))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]

@@ -9,18 +9,16 @@ dict, segmenters MMSegmentation's `{"meta", "state_dict"}`; a name in .safetenso
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import push
 import torch
-from huggingface_hub import snapshot_download
+from hub_errors import HubRefusal
 from repository import PROVENANCE, UNUSED_WEIGHTS
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sources import read_source
+from sources import fetched, read_source
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -39,17 +37,9 @@ def main() -> None:
     logging.disable_progress_bar()
     try:
         layout = export(fetched(arguments.repository), arguments.output, arguments.overwrite)
-    except (ValueError, OSError, push.PushError) as error:
+    except (ValueError, OSError, HubRefusal) as error:
         sys.exit(f"error: {error}")
     print(f"{arguments.output}: {layout.source}")
-
-
-def fetched(repository: str) -> Path:
-    """The folder itself, or the one that the Hub's repository is downloaded to."""
-    if os.path.isdir(repository):
-        return Path(repository)
-    with push.one_sentence(repository):
-        return Path(snapshot_download(repository))
 
 
 def export(folder: Path, output: Path, overwrite: bool = False) -> Layout:

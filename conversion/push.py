@@ -6,26 +6,15 @@ commit that changes nothing is not made, and the tag is set last.
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from hub_errors import HubRefusal, one_sentence
 from huggingface_hub import HfApi, get_token, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # of its HTTP library, whichever that is
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 import hf_pvt
 from hf_pvt.variants import WEIGHTS_LICENSES
-
-
-class PushError(Exception):
-    """Why nothing, or not everything, was pushed, and what to do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +36,9 @@ def check_request(arguments: argparse.Namespace) -> None:
     try:
         validate_repo_id(arguments.push_to_hub)
     except HFValidationError as error:
-        raise PushError(f"{arguments.push_to_hub!r} is no name of a repository, expected org/name: {error}") from error
+        raise HubRefusal(f"{arguments.push_to_hub!r} is no name of a repository, expected org/name: {error}") from error
     if not (get_token() or arguments.dry_run):
-        raise PushError(
+        raise HubRefusal(
             "no login for the Hub was found; run `hf auth login`, or set HF_TOKEN to a token with write access."
         )
 
@@ -58,7 +47,7 @@ def check_license(model_type: str, arguments: argparse.Namespace) -> None:
     """P2T's weights go to the Hub only where somebody says that they know the licence."""
     license_name = WEIGHTS_LICENSES[model_type]
     if arguments.push_to_hub and "nc" in license_name.split("-") and not arguments.accept_noncommercial_license:
-        raise PushError(
+        raise HubRefusal(
             f"the weights of {model_type} are {license_name}: not for commercial use; to push them under that licence, "
             "add --accept-noncommercial-license."
         )
@@ -68,7 +57,7 @@ def push(folder: Path, arguments: argparse.Namespace) -> None:
     """Upload `folder` as `arguments.push_to_hub`, and tag it with the version of this package.
 
     Raises:
-        PushError: the Hub refuses or cannot be reached, or holds another model; the sentence says what to do.
+        HubRefusal: the Hub refuses or cannot be reached, or holds another model; the sentence says what to do.
     """
     repo_id = arguments.push_to_hub
     check_license(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"], arguments)
@@ -117,7 +106,7 @@ def check_other_model(repo_id: str, head: str, folder: Path, overwrite: bool) ->
     here = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for key in ("model_type", "architectures"):
         if there.get(key) != here.get(key) and not overwrite:
-            raise PushError(
+            raise HubRefusal(
                 f"{repo_id} holds another model ({key} {there.get(key)!r}, here {here.get(key)!r}); choose another "
                 "name, or replace it with --overwrite."
             )
@@ -131,23 +120,3 @@ def tag(api: HfApi, repo_id: str, commit: str) -> None:
         api.create_tag(repo_id, tag=name, revision=commit, tag_message=f"hf_pvt {hf_pvt.__version__}")
     elif existing[name] != commit:
         print(f"the tag {name} of {repo_id} stays at {existing[name][:8]}, because people pin it; main is newer.")
-
-
-@contextmanager
-def one_sentence(repo_id: str) -> Iterator[None]:
-    """The Hub's and the network's errors as one sentence each."""
-    again = "nothing is lost: run the same command again"
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        sentences = {
-            401: "the Hub does not accept the login (401); log in anew with `hf auth login`, or set HF_TOKEN",
-            403: f"the login may not write to {repo_id} (403); use a token with write access to it",
-            404: f"{repo_id} cannot be found (404), or the login may not see it; check the name and the token",
-            409: f"{repo_id} was changed by somebody else at the same moment (409); {again}",
-            412: f"{repo_id} was changed by somebody else during the upload (412); {again}",
-        }
-        raise PushError(f"{sentences.get(status, f'the Hub answered with an error ({status}); {again}')}.") from error
-    except (HTTPError, ConnectionError, TimeoutError) as error:
-        raise PushError(f"the connection to the Hub broke ({type(error).__name__}); {again}.") from error

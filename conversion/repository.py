@@ -143,7 +143,8 @@ def image_processor(source: Source, task: str, benchmark: bool) -> BaseImageProc
         return source.processor
     if task == "segmentation":
         return hf_pvt.segmentation_image_processor(do_reduce_labels=benchmark)
-    return hf_pvt.classification_image_processor()
+    size = source.model.config.image_size if source.model.config.model_type == "pvt" else 224
+    return hf_pvt.classification_image_processor(size if isinstance(size, int) else min(size))
 
 
 def verify(

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from hub_errors import one_sentence
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, PreTrainedModel
@@ -16,6 +19,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_pvt.auto import AUTO_CLASSES
 from hf_pvt.original_checkpoints import build_model, checkpoint_file, label_fields, read_checkpoint, recognise_layout
 from hf_pvt.original_layouts import StateDict
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,15 @@ class Source:
     model: PreTrainedModel
     unused: StateDict = field(default_factory=dict)
     processor: BaseImageProcessor | None = None
+
+
+def fetched(source: str | os.PathLike[str]) -> Path:
+    """The path itself, or the folder that the Hub's repository of that name is downloaded to."""
+    path = Path(source)
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in SUFFIXES:
+        return path
+    with one_sentence(str(source)):
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "pytorch_model*.bin"]))
 
 
 def read_source(path: Path, **config_overrides: Any) -> Source:

@@ -1,6 +1,9 @@
 """convert.py and export_original.py: every source to a repository and back, and nothing half-written, ever."""
 
+import glob
+import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -233,6 +236,7 @@ def test_a_pvt_of_images_that_are_not_square(tmp_path: Path) -> None:
     run(source, tmp_path / "converted", "--image-size", 64, 96)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "converted")
     assert tuple(loaded.config.image_size) == (64, 96)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "converted").crop_size["height"] == 64
     assert_same_weights(loaded, model)
 
 
@@ -526,3 +530,31 @@ def test_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_all_of_nothing(tmp_path: Path) -> None:
     assert "holds no checkpoint" in failure("--all", tmp_path, tmp_path / "out")
+
+
+# The documents
+
+
+@pytest.mark.parametrize("document", ["README.md", "conversion/README.md"])
+def test_documented_commands(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every conversion command of the documents runs, on small checkpoints of those names; pushing is a dry run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("pvt_v2_b0.pth", "pvt_v2_b2.pth", "checkpoints/pvt_v2_b1.pth"):
+        checkpoint(tiny(PVT_V2), tmp_path / name)
+    (tmp_path / "model_cards").symlink_to(SCRIPTS.parent / "model_cards")
+    text = (SCRIPTS.parent / document).read_text()
+    lines = re.findall(r"^python conversion/(\w+)\.py ([^#\n]+)", text, flags=re.MULTILINE)
+    assert len(lines) >= 2
+    for script, arguments in lines:
+        words = [word for part in arguments.split() for word in (sorted(glob.glob(part)) if "*" in part else [part])]
+        if script == "export_original":
+            words.append("--overwrite")
+        if "--push-to-hub" in words:
+            words.append("--dry-run")
+        try:
+            command(importlib.import_module(script).main, *words)
+        except SystemExit as ended:
+            assert not ended.code, (arguments, ended.code)
+    again = next(tmp_path.glob("*_again.pth"), tmp_path / "pvt_v2_b2.pth")
+    assert_same_weights(hf_pvt.load_original(again), tiny(PVT_V2))

@@ -1,0 +1,97 @@
+"""The committed cards are what the template renders now, and the checker finds what is wrong with a card."""
+
+import re
+import shutil
+from pathlib import Path
+
+import card
+import card_checker
+import pytest
+from card_checker import check_card
+from huggingface_hub import ModelCard
+
+from hf_pvt import VARIANTS
+
+CARDS = card.CARDS
+NAMES = [f"{variant}{suffix}.md" for suffix in ("", "-ade20k") for variant in VARIANTS]
+
+
+def test_one_for_each_variant_and_task() -> None:
+    assert sorted(path.name for path in CARDS.glob("*.md")) == sorted(NAMES)
+    assert len(NAMES) == 30
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_cards(name: str) -> None:
+    """Rendered now, without a problem, and with the numbers of the variants' table."""
+    text = (CARDS / name).read_text(encoding="utf-8")
+    assert text == card.published_cards()[name].render()
+    assert check_card(CARDS / name) == []
+    variant = VARIANTS[name.removesuffix(".md").removesuffix("-ade20k")]
+    data = ModelCard(text).data
+    (result,) = data.eval_results
+    if "ade20k" in name:
+        expected = ("image-segmentation", "mean_iou", variant.miou_reported, variant.fpn_parameters)
+    else:
+        expected = ("image-classification", "accuracy", variant.top1_reported, variant.parameters)
+    assert (data.pipeline_tag, result.metric_type, result.metric_value) == expected[:3]
+    assert f"| {expected[3]:,} |" in text
+    assert "reported" in result.metric_name and result.verified is None
+    assert data.license == variant.license
+    assert data.library_name == "transformers"
+    assert ("trust_remote_code=True" in text) == (variant.model_type == "p2t" or "ade20k" in name)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A card, and the images beside it, to break."""
+    shutil.copytree(CARDS / "images", tmp_path / "images")
+    return Path(shutil.copy(CARDS / "p2t-tiny.md", tmp_path / "README.md"))
+
+
+SEGMENT_OUTPUT = "- src: images/cat.jpg\n  output:\n    url: images/cat-labels.jpg"
+SCORES = "- src: images/cat.jpg\n  output:\n  - label: cat\n    score: "
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("license: cc-by-nc-sa-4.0", "license: cc-by-free", "license 'cc-by-free' is not known, expected one of: "),
+        ("license: cc-by-nc-sa-4.0", "license: apache-2.0", "license 'apache-2.0' is not that of P2T's weights"),
+        ("license: cc-by-nc-sa-4.0\n", "", "license None is not known"),
+        ("pipeline_tag: image-classification", "pipeline_tag: image-dreaming", "'image-dreaming' is no task"),
+        ("library_name: transformers", "library_name: timm", "library_name is 'timm', expected 'transformers'"),
+        ("value: 79.8", "value: .nan", "is nan, expected a finite number"),
+        ("value: 79.8", "value: high", "is 'high', expected a finite number"),
+        ("src: images/cat.jpg", "src: images/dog.jpg", "there is no file images/dog.jpg"),
+        ("- src: images/cat.jpg", SEGMENT_OUTPUT, "there is no file images/cat-labels.jpg"),
+        ("- src: images/cat.jpg", f"{SCORES}.inf", "is no label with a score in [0, 1]"),
+        ("- src: images/cat.jpg", f"{SCORES}1.5", "is no label with a score in [0, 1]"),
+        ("# p2t-tiny", "# p2t-tiny\n\n{{ name }}", "a placeholder is left: '{{'"),
+        ("# p2t-tiny", "# p2t-tiny\n\nTODO: write", "a placeholder is left: 'TODO'"),
+        ("# p2t-tiny", "# p2t-tiny\n\n[More Information Needed]", "[More Information Needed]"),
+        ("| 11,590,840 |", "| None |", "a placeholder is left: 'None'"),
+        ("## Citation", "## Training\n\n## Citation", "section 'Training' is empty"),
+        ("## Citation", "[curve](images/curve.png)\n\n## Citation", "there is no file images/curve.png"),
+        ("tags:\n- vision", "tags: [vision", "the front matter cannot be read"),
+    ],
+)
+def test_problems_are_found(old: str, new: str, problem: str, copy: Path) -> None:
+    assert check_card(copy) == []
+    text = copy.read_text()
+    assert old in text
+    copy.write_text(text.replace(old, new))
+    assert any(problem in found for found in check_card(copy)), check_card(copy)
+
+
+def test_command(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line per problem, and an exit status."""
+    monkeypatch.setattr("sys.argv", ["card_checker.py", str(copy)])
+    with pytest.raises(SystemExit) as ended:
+        card_checker.main()
+    assert (ended.value.code, capsys.readouterr().out) == (0, "no problem found.\n")
+    copy.write_text(re.sub("license: .*\n", "", copy.read_text()))
+    with pytest.raises(SystemExit) as ended:
+        card_checker.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.startswith(f"{copy}: license None is not known")
