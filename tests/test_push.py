@@ -406,3 +406,39 @@ def test_a_source_on_the_hub(workplace: Workplace, tmp_path: Path) -> None:
     assert status == 0, status
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted")
     torch.testing.assert_close(loaded.state_dict(), tiny(PVT_V2, "segmenter").state_dict(), rtol=0, atol=0)
+
+
+PINNED = """
+import sys
+sys.modules["hf_pvt"] = None
+import torch
+from transformers import AutoModelForSemanticSegmentation
+
+pin = {"revision": sys.argv[1], "code_revision": sys.argv[1]}
+model = AutoModelForSemanticSegmentation.from_pretrained("org/pinned-code", trust_remote_code=True, **pin)
+torch.save(model.state_dict(), sys.argv[2])
+try:
+    AutoModelForSemanticSegmentation.from_pretrained("org/pinned-code", trust_remote_code=True)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_pinned_code(workplace: Workplace, tmp_path: Path) -> None:
+    """Where hf_pvt is missing, the tag's code runs, whatever the branch holds by then."""
+    assert workplace.push("org/pinned-code", "--accept-noncommercial-license", source="p2t_fpn.pth")[0] == 0
+    repo = workplace.hub.repos["org/pinned-code"]
+    repo.commit("refs/heads/main", repo.files() | {"layers.py": b"raise RuntimeError('newer code')\n"}, "newer code")
+    pin = f'revision="{TAG}", code_revision="{TAG}"'
+    assert pin in repo.files(TAG)["README.md"].decode()
+    assert pin in (SCRIPTS.parent / "README.md").read_text()
+    result = subprocess.run(
+        [sys.executable, "-c", PINNED, TAG, str(tmp_path / "weights.pt")],
+        env=workplace.hub.environment(tmp_path) | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("newer code")
+    found = torch.load(tmp_path / "weights.pt", weights_only=True)
+    torch.testing.assert_close(found, dict(tiny(P2T, "segmenter").state_dict()), rtol=0, atol=0)

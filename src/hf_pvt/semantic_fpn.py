@@ -5,11 +5,11 @@ width, F the head's, K the number of labels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn import functional as differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
@@ -76,6 +76,23 @@ class ConvNormReLU(nn.Module):
         return self.batch_norm(self.conv(feature_map)).relu()
 
 
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of all processes' tensors; every process' loss depends on each of them, so gradients are summed as well.
+
+    PyTorch's own is deprecated in 2.15, and what it recommends instead is private.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return SumOverProcesses.forward(ctx, gradients[0].contiguous())
+
+
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics, in training, are those of all processes' images together.
 
@@ -94,11 +111,11 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         values = feature_map.float()
         channels = values.sum((0, 2, 3))  # (C,)
         count = channels.new_tensor([values.numel() // values.shape[1]])
-        total = differentiable.all_reduce(torch.cat((channels, count)))  # (C + 1,)
+        total = SumOverProcesses.apply(torch.cat((channels, count)))  # (C + 1,)
         self.check_count(int(total[-1]))
         mean = total[:-1] / total[-1]
         centred = values - mean[:, None, None]
-        variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / total[-1]
+        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / total[-1]
         self.update(mean.detach(), (variance * (total[-1] / (total[-1] - 1))).detach())
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(feature_map.dtype)
