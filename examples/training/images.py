@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from hf_pvt.image_processing_pvt import as_rgb
+from hf_pvt.image_inputs import as_rgb
 
 # In each direction; a picture of one pixel's width is a tracking pixel or a placeholder.
 SMALLEST_SIDE = 2

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .image_processing_pvt import as_rgb
+from .image_inputs import as_rgb
 
 Colour = tuple[int, int, int]
 Palette = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
