@@ -1,5 +1,6 @@
 """The stand-in for the Hub as the real client meets it: in another process, since it reads `HF_ENDPOINT` at import."""
 
+import base64
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 from hub_server import TOKEN, HubServer
-from hub_store import GIT_ATTRIBUTES
+from hub_store import GIT_ATTRIBUTES, LFS_THRESHOLD
 from huggingface_hub import CommitOperationAdd, HfApi
 
 REPO = "me/model"
@@ -188,6 +189,8 @@ def client_tidies_up() -> dict[str, Any]:
     draft_is_private = api.model_info(draft).private
     api.delete_repo(draft)
     api.create_branch(REPO, branch="a/b", revision="v1")
+    api.create_branch(REPO, branch="gone")
+    api.delete_branch(REPO, branch="gone")
     api.delete_tag(REPO, tag="v1")
     api.delete_file("config.json", REPO)
     api.delete_folder("nested", REPO, revision="a/b")
@@ -211,6 +214,7 @@ def test_what_is_deleted_is_gone(hub: HubServer, tmp_path: Path) -> None:
     }
     assert set(hub.repos) == {REPO}
     assert repo.tags == {}
+    assert set(repo.branches) == {"main", "a/b"}
     assert set(repo.files()) == {*FILES, ".gitattributes", "later.txt"} - {"config.json"}
     assert set(repo.files("a/b")) == {*FILES, ".gitattributes"} - {"nested/notes.txt"}
 
@@ -367,6 +371,16 @@ def test_a_part_beyond_the_end(hub: HubServer) -> None:
     hub.create_repo(REPO, FILES)
     status, headers, _ = ask(hub, "GET", f"/{REPO}/resolve/main/config.json", Range=f"bytes={len(CONFIG)}-")
     assert (status, headers["Content-Range"]) == (416, f"bytes */{len(CONFIG)}")
+
+
+def test_what_goes_by_lfs(hub: HubServer) -> None:
+    hub.create_repo(REPO)
+    sizes = {"a.txt": LFS_THRESHOLD, "b.txt": LFS_THRESHOLD + 1, "c.png": 9, "d.safetensors": 1, "e.safetensors": 0}
+    samples = {"c.png": base64.b64encode(b"\x89PNG\r\n\0").decode()}
+    shown = [{"path": path, "size": size, "sample": samples.get(path, "")} for path, size in sizes.items()]
+    answer = ask(hub, "POST", f"/api/models/{REPO}/preupload/main", json.dumps({"files": shown}).encode())[2]
+    modes = [file["uploadMode"] for file in json.loads(answer)["files"]]
+    assert modes == ["regular", "lfs", "lfs", "lfs", "regular"]
 
 
 def test_lfs_takes_only_what_was_announced(hub: HubServer) -> None:
