@@ -91,6 +91,14 @@ def check(optimization: OptimizationArguments, run: RunArguments) -> None:
         every(getattr(run, name), 1, name)
 
 
+def data_name(data: DataArguments) -> str:
+    """What to call the training data: its id, or the last two names of its folder."""
+    if data.dataset_name:
+        return data.dataset_name
+    folder = data.train_dir or Path((data.train_files or [""])[0]).parent
+    return "/".join(Path(folder).absolute().parts[-2:])
+
+
 def every(value: str | None, steps_per_epoch: int | None, name: str) -> int | None:
     """The number of steps that `--name` means, which is a number or "epoch"; None is never.
 

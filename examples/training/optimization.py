@@ -9,6 +9,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from .arguments import OptimizationArguments
+
 # Beside all vectors (biases, norms), which are told by their one dimension.
 WITHOUT_DECAY = ("position_embeddings", "cls_token")
 
@@ -94,3 +96,21 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """The rate of each group: this one times the group's scale. There is no scheduler, so no state of one to save."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
+
+
+def run_length(optimization: OptimizationArguments, steps_per_epoch: int | None) -> tuple[int, int]:
+    """Steps of a run and of its warm-up, which takes at most half of the run.
+
+    Of a stream, whose epochs have no length (None), the warm-up has the share of the steps that it has of the epochs.
+
+    Raises:
+        ValueError: a stream without --max_steps.
+    """
+    epochs, warmup_epochs = optimization.num_train_epochs or 1.0, optimization.warmup_epochs or 0.0
+    if optimization.max_steps is None and steps_per_epoch is None:
+        raise ValueError("a stream has no length; say with --max_steps how long to train.")
+    total = optimization.max_steps or max(1, round(epochs * (steps_per_epoch or 0)))
+    warmup = optimization.warmup_steps
+    if warmup is None:
+        warmup = round(warmup_epochs * (steps_per_epoch or total / epochs))
+    return total, min(warmup, total // 2)

@@ -1,0 +1,220 @@
+"""Train or fine-tune PVT, PVTv2 or P2T for image classification, from a laptop to many nodes.
+
+    accelerate launch examples/run_image_classification.py --train_dir photos --train_val_split 0.1 \
+        --model_name_or_path me/pvt-v2-b2 --output_dir out/photos
+
+    accelerate launch --multi_gpu examples/run_image_classification.py --recipe pvt-imagenet --from_scratch pvt-v2-b2 \
+        --train_dir imagenet/train --validation_dir imagenet/val --per_device_train_batch_size 128 \
+        --checkpointing_steps epoch --checkpoints_total_limit 2 --resume
+
+Data: class folders, a data set of the Hub, parquet files or WebDataset shards. Out come `output_dir/model`, which
+`from_pretrained` opens, and `output_dir/results.json`. `--help` lists the flags, `training/` holds what they share with
+semantic segmentation, examples/README.md is the guide.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.augmentation import BICUBIC, Mixing, RandAugment
+from training.feed import Feed
+from training.images import decode_image
+from training.labelled_images import Example, Labels, open_images
+from training.launch import run_main, start
+from training.loop import Loop
+from training.models import open_model
+from training.optimization import Schedule, run_length
+from training.order import Purpose, derived_seed
+from training.results import finish, start_name
+from training.samples import Sample
+from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+import hf_pvt
+from hf_pvt.metrics import TopKAccuracy
+
+logger = get_logger(__name__)
+
+# What the flags are that are not given.
+RECIPES: dict[str, dict[str, Any]] = {
+    # PVT, section 5.1, PVTv2, section 4.1, P2T, section 4.1: DeiT's (arXiv 2012.12877), with warm-up from 1e-6 to 1e-5.
+    "pvt-imagenet": {
+        "num_train_epochs": 300.0,
+        "learning_rate_at_512": 5e-4,
+        "weight_decay": 0.05,
+        "warmup_epochs": 5.0,
+        "warmup_learning_rate": 1e-6,
+        "final_learning_rate": 1e-5,
+        "label_smoothing": 0.1,
+        "crop_scale": 0.08,
+        "horizontal_flip": 0.5,
+        "rand_augment": 9.0,
+        "color_jitter": 0.4,
+        "random_erasing": 0.25,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "repeated_augmentation": 3,
+    },
+    # Ours, for small data sets: what was learnt before moves slowly, and images stay what they are.
+    "finetune": {
+        "num_train_epochs": 30.0,
+        "learning_rate_at_512": 1e-3,
+        "weight_decay": 0.05,
+        "layer_decay": 0.9,
+        "warmup_epochs": 3.0,
+        "warmup_learning_rate": 0.0,
+        "final_learning_rate": 0.0,
+        "label_smoothing": 0.1,
+        "crop_scale": 0.5,
+        "horizontal_flip": 0.5,
+        "rand_augment": 0.0,
+        "color_jitter": 0.1,
+        "random_erasing": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "repeated_augmentation": 1,
+    },
+}
+# The published gradient clip, of the large variants: those with this drop path and more.
+LARGE_DROP_PATH, LARGE_GRAD_NORM = 0.3, 1.0
+
+
+@dataclass
+class ClassificationArguments:
+    """Model, labels and augmentation. What is None is the recipe's."""
+
+    recipe: Literal["finetune", "pvt-imagenet"] = flag("Values of the flags that are not given.", "finetune")
+    model_name_or_path: str | None = flag("Where to start: a Hub id, a folder, a published .pth or .safetensors.")
+    from_scratch: str | None = flag("Start from random weights: a variant such as pvt-v2-b0, or a configuration.")
+    keep_classifier: bool = flag("The checkpoint's labels are the data's, under other names.", False)
+    label_column: str | None = flag('Column of the labels; default: the only one of class labels, "label" or "cls".')
+    label_names: str | None = flag('A file with one name per line, or "imagenet-1k", where the data has no names.')
+    image_size: int = flag("Side of the images in pixels.", 224)
+    learning_rate_at_512: float | None = flag("Without --learning_rate: this times the global batch / 512.")
+    warmup_learning_rate: float | None = flag("Where the warm-up starts.")
+    final_learning_rate: float | None = flag("Where the cosine ends.")
+    drop_path_rate: float | None = flag("Stochastic depth; default: the model's own.")
+    label_smoothing: float | None = flag("Share of the target that is spread over all labels.")
+    crop_scale: float | None = flag("Random crops keep at least this share of the area.")
+    horizontal_flip: float | None = flag("Probability to mirror an image.")
+    rand_augment: float | None = flag("Magnitude of RandAugment, 0: none; it takes the place of colour jitter.")
+    color_jitter: float | None = flag("Range of brightness, contrast and saturation.")
+    random_erasing: float | None = flag("Probability to erase a rectangle, each pixel by its own noise.")
+    mixup: float | None = flag("Alpha of mixup.")
+    cutmix: float | None = flag("Alpha of CutMix.")
+    repeated_augmentation: int | None = flag("Copies of an image in an epoch, which keeps its length.")
+
+
+class TrainingView:
+    """An image, cropped, flipped and augmented by chance: `pixel_values` (3, size, size), normalised, and `labels`."""
+
+    def __init__(self, task: ClassificationArguments, processor: BaseImageProcessor) -> None:
+        jitter = task.color_jitter
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(task.image_size, scale=(task.crop_scale, 1.0), interpolation=BICUBIC),
+                v2.RandomHorizontalFlip(task.horizontal_flip),
+                # As in timm, with which the papers trained: where RandAugment is on, colour jitter is off.
+                RandAugment(task.rand_augment) if task.rand_augment else v2.ColorJitter(jitter, jitter, jitter),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(processor.image_mean, processor.image_std),
+                v2.RandomErasing(task.random_erasing, value="random"),
+            ]
+        )
+
+    def __call__(self, example: Example) -> Sample:
+        source, name, label = example
+        return {"pixel_values": self.transform(decode_image(source, name)), "labels": label}
+
+
+class EvaluationView:
+    """An image as the published evaluation sees it, which is as the saved processor will."""
+
+    def __init__(self, processor: BaseImageProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, example: Example) -> Sample:
+        source, name, label = example
+        pixel_values = self.processor(decode_image(source, name), return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixel_values, "labels": label}
+
+
+class Classification:
+    """Cross-entropy with smoothed and mixed labels; top-1 and, where there are as many labels, top-5 accuracy."""
+
+    def __init__(self, task: ClassificationArguments, num_labels: int, validation: Iterable[Sample] | None) -> None:
+        self.mix = Mixing(task.mixup, task.cutmix, num_labels)
+        self.label_smoothing = task.label_smoothing
+        self.metric = TopKAccuracy((1, 5) if num_labels >= 5 else 1)
+        self.validation = validation
+
+    def loss(self, model: nn.Module, batch: Sample) -> Tensor:
+        pixel_values, targets = self.mix(batch["pixel_values"], batch["labels"])
+        logits = model(pixel_values=pixel_values).logits.float()  # (B, num_labels)
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+
+    def count(self, model: nn.Module, batch: Sample) -> Any:
+        logits, counted = model(pixel_values=batch["pixel_values"]).logits, batch["counted"]
+        return self.metric.count(logits[counted], batch["labels"][counted])
+
+
+def classifier(task: ClassificationArguments, labels: Labels, seed: int) -> PreTrainedModel:
+    """The model to train. A PVT from scratch has its position embeddings for our images' size."""
+    fields: dict[str, Any] = {"drop_path_rate": task.drop_path_rate}
+    if task.from_scratch in hf_pvt.VARIANTS and hf_pvt.VARIANTS[task.from_scratch].model_type == "pvt":
+        fields["image_size"] = task.image_size
+    start, scratch = task.model_name_or_path, task.from_scratch
+    return open_model(
+        AutoModelForImageClassification, start, scratch, labels.names, seed, task.keep_classifier, **fields
+    )
+
+
+def schedule_of(
+    task: ClassificationArguments, optimization: OptimizationArguments, steps_per_epoch: int | None, global_batch: int
+) -> Schedule:
+    """Warm-up and cosine over the run."""
+    total, warmup = run_length(optimization, steps_per_epoch)
+    peak = optimization.learning_rate
+    if peak is None:
+        peak = task.learning_rate_at_512 * global_batch / 512
+    return Schedule(peak, total, warmup, min(task.warmup_learning_rate, peak), min(task.final_learning_rate, peak))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    classes = (DataArguments, OptimizationArguments, RunArguments, ClassificationArguments)
+    data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
+    fill(groups, RECIPES[task.recipe])
+    check(optimization, run)
+    accelerator = start(optimization, run)
+    seed = optimization.seed
+
+    training, validation, labels = open_images(
+        data, task.label_column, task.label_names, derived_seed(seed, Purpose.SPLIT)
+    )
+    feed = Feed(accelerator, data, run, seed)
+    order = feed.order(training, task.repeated_augmentation)
+    steps_per_epoch = None if order is None else order.steps_per_epoch
+    schedule = schedule_of(task, optimization, steps_per_epoch, feed.global_batch)
+    processor = hf_pvt.classification_image_processor(task.image_size)
+    model = classifier(task, labels, seed)
+    if task.recipe == "pvt-imagenet" and optimization.max_grad_norm is None:
+        large = model.config.drop_path_rate >= LARGE_DROP_PATH
+        optimization.max_grad_norm = LARGE_GRAD_NORM if large else None
+
+    classification = Classification(task, len(labels.names), feed.evaluation(validation, EvaluationView(processor)))
+    identity = asdict(data) | asdict(optimization) | asdict(task) | feed.identity()
+    loop = Loop(accelerator, model, classification, schedule, steps_per_epoch, optimization, run, identity)
+    loop.train(feed.training(training, TrainingView(task, processor), order, schedule.total_steps))
+    arguments = {name: value for group in groups for name, value in asdict(group).items()}
+    finish(loop, model, processor, "image-classification", start_name(task.model_name_or_path), data, arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)
