@@ -1,5 +1,6 @@
 """The Hub's and the network's errors, one sentence each."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ def one_sentence(repo_id: str) -> Iterator[None]:
         yield
     except (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError) as error:
         raise HubRefusal(sentence(error, repo_id)) from error
+    except json.JSONDecodeError as error:  # a gateway's page of HTML
+        raise HubRefusal(f"the Hub answered with something that is none of its answers; {AGAIN}.") from error
     except RuntimeError as error:  # the client says so of a file that could not be uploaded
         if not isinstance(error.__cause__, HTTPError | ConnectionError | TimeoutError):
             raise

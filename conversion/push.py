@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from hub_errors import HubRefusal, one_sentence
-from huggingface_hub import HfApi, get_token, hf_hub_download
+from huggingface_hub import Discussion, HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -74,16 +74,19 @@ def push(folder: Path, arguments: argparse.Namespace) -> None:
             api.create_repo(repo_id, private=arguments.private, exist_ok=True)
         else:
             check_other_model(repo_id, head, folder, arguments.overwrite)
+        title = f"Converted by hf_pvt {hf_pvt.__version__}"
+        opened = open_pull_request(api, repo_id, title) if arguments.pr and head else None
         commit = api.upload_folder(
             folder_path=folder,
             repo_id=repo_id,
-            commit_message=f"Converted by hf_pvt {hf_pvt.__version__}",
-            create_pr=arguments.pr,
-            parent_commit=head,
+            commit_message=title,
+            create_pr=arguments.pr and opened is None,
+            revision=opened.git_reference if opened else None,
+            parent_commit=None if opened else head,
             delete_patterns="*" if arguments.overwrite and head else None,
         )
         if arguments.pr:
-            print(f"opened {commit.pr_url}")
+            print(f"opened before: {opened.url}" if opened else f"opened {commit.pr_url}")
             return
         tag(api, repo_id, commit.oid)
     print(f"pushed {len(files)} files to {api.endpoint}/{repo_id}, commit {commit.oid[:8]}")
@@ -95,6 +98,12 @@ def head_of(api: HfApi, repo_id: str) -> str | None:
         return api.model_info(repo_id).sha
     except RepositoryNotFoundError:
         return None
+
+
+def open_pull_request(api: HfApi, repo_id: str, title: str) -> Discussion | None:
+    """The one that an earlier run opened."""
+    pull_requests = api.get_repo_discussions(repo_id, discussion_type="pull_request", discussion_status="open")
+    return next((found for found in pull_requests if found.title == title), None)
 
 
 def check_other_model(repo_id: str, head: str, folder: Path, overwrite: bool) -> None:

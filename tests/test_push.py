@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from families import P2T, PVT_V2
-from hub_server import TOKEN, HubServer
+from hub_api import Answer
+from hub_server import TOKEN, Fault, HubServer
 from test_conversion import SCRIPTS, checkpoint, tiny
 from transformers import AutoModelForSemanticSegmentation
 
@@ -155,6 +156,9 @@ def test_pull_request(workplace: Workplace) -> None:
     proposed.pop(".gitattributes")
     assert proposed == workplace.written("org/reviewed")
     assert f"{workplace.hub.url}/org/reviewed/discussions/1" in printed
+    status, printed = workplace.push("org/reviewed", "--pr")
+    assert status == 0, status
+    assert "opened before: " in printed and len(repo.pull_requests) == 1
 
 
 def test_dry_run(workplace: Workplace) -> None:
@@ -289,6 +293,14 @@ def test_a_broken_connection(name: str, fault: tuple[str, str], after: int, work
     workplace.hub.faults.clear()
     assert workplace.push(repo_id)[0] == 0
     workplace.assert_complete(repo_id)
+
+
+def test_a_page_of_a_gateway(workplace: Workplace) -> None:
+    page = Answer(b"<html>one moment</html>", 200, {"Content-Type": "text/html"})
+    workplace.hub.faults.append(Fault("POST", "/api/validate-yaml", 1, answer=page))
+    assert "the Hub answered with something that is none of its answers" in workplace.failure("org/gateway")
+    assert workplace.push("org/gateway")[0] == 0
+    workplace.assert_complete("org/gateway")
 
 
 def test_a_lost_answer(workplace: Workplace) -> None:
