@@ -1,0 +1,261 @@
+"""Train or fine-tune PVT, PVTv2 or P2T with a Semantic FPN for semantic segmentation, from a laptop to many nodes.
+
+    accelerate launch examples/run_semantic_segmentation.py --train_dir polyps --train_val_split 0.1 \
+        --model_name_or_path me/pvt-v2-b2 --output_dir out/polyps
+
+    accelerate launch --multi_gpu examples/run_semantic_segmentation.py --recipe ade20k --labels ade20k \
+        --reduce_labels --train_dir ADEChallengeData2016 --model_name_or_path pvt_v2_b2.pth \
+        --per_device_train_batch_size 2 --checkpointing_steps 4000 --checkpoints_total_limit 2 --resume
+
+Data: folders in ADE20K's layout or images/ and masks/ with the same stems, a CSV file image,mask[,split], a data set of
+the Hub, parquet files or WebDataset shards. Out come `output_dir/model`, which `from_pretrained` opens, overlays of
+each evaluation and `output_dir/results.json`. `--help` lists the flags, `training/` holds what they share with
+classification, examples/README.md is the guide.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.feed import Feed
+from training.label_maps import IGNORED, Decoder, Example, label_names, open_label_maps
+from training.launch import run_main, start
+from training.loop import Loop
+from training.models import open_model
+from training.optimization import Schedule, run_length
+from training.order import Purpose, derived_seed
+from training.results import finish, start_name
+from training.samples import Sample
+from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
+from transformers import AutoModelForSemanticSegmentation
+from transformers.image_processing_utils import BaseImageProcessor
+
+import hf_pvt
+from hf_pvt.image_processing_pvt import most_likely_labels, nearest
+from hf_pvt.metrics import MeanIoU
+
+# What the flags are that are not given.
+RECIPES: dict[str, dict[str, Any]] = {
+    # The papers' on ADE20K: 80k iterations of 16 images (or 40k of 32 at twice the rate), in MMSegmentation.
+    "ade20k": {
+        "max_steps": 80_000,
+        "learning_rate_at_16": 1e-4,
+        "weight_decay": 1e-4,
+        "warmup_steps": 0,
+        "scale_lowest": 0.5,
+        "scale_highest": 2.0,
+        "horizontal_flip": 0.5,
+        "photometric_distortion": 1.0,
+    },
+    # Ours, for small data sets: what was learnt before moves slowly, and the decoder has time to catch up.
+    "finetune": {
+        "num_train_epochs": 50.0,
+        "learning_rate_at_16": 2e-4,
+        "weight_decay": 0.01,
+        "layer_decay": 0.9,
+        "warmup_epochs": 2.0,
+        "scale_lowest": 0.5,
+        "scale_highest": 2.0,
+        "horizontal_flip": 0.5,
+        "photometric_distortion": 0.5,
+    },
+}
+
+
+@dataclass
+class SegmentationArguments:
+    """Model, labels, augmentation and evaluation. What is None is the recipe's."""
+
+    recipe: Literal["finetune", "ade20k"] = flag("Values of the flags that are not given.", "finetune")
+    model_name_or_path: str | None = flag("Where to start: a Hub id, a folder, a published .pth or .safetensors.")
+    from_scratch: str | None = flag(
+        "Start from random weights: a variant such as pvt-v2-b0, or a folder's config.json."
+    )
+    mask_column: str | None = flag('Column of the label maps; default: "annotation", "mask", "label", ...')
+    labels: str | None = flag('A JSON file {"0": name, ...}, or "ade20k"; default: labels.json beside the data.')
+    reduce_labels: bool = flag("Label 0 is no label, the others shift down by one, as in ADE20K.", False)
+    shorter_side: int = flag("Pixels to which the shorter side is scaled, in training times a random factor.", 512)
+    longer_side: int = flag("The longer side stays below this, times the same factor.", 2048)
+    crop_size: int = flag("Side of the training images in pixels.", 512)
+    largest_share: float = flag("A crop is drawn anew where one label fills more than this.", 0.75)
+    learning_rate_at_16: float | None = flag("Without --learning_rate: this times the global batch / 16.")
+    drop_path_rate: float | None = flag("Stochastic depth; default: the model's own.")
+    scale_lowest: float | None = flag("Smallest random factor of the size.")
+    scale_highest: float | None = flag("Largest random factor of the size.")
+    horizontal_flip: float | None = flag("Probability to mirror an image.")
+    photometric_distortion: float | None = flag("Probability to distort brightness, contrast, saturation and hue.")
+    sliding_window: int | None = flag("Evaluate images at their own size through a window of so many pixels.")
+    overlays: int = flag("Pictures of predictions that each evaluation writes.", 4)
+
+
+class TrainingView:
+    """An image and its labels, scaled, cropped, flipped and distorted by chance: (3, crop, crop) and (crop, crop)."""
+
+    def __init__(self, task: SegmentationArguments, decode: Decoder, processor: BaseImageProcessor) -> None:
+        self.task, self.decode = task, decode
+        self.scale = RandomScale(task.shorter_side, task.longer_side, task.scale_lowest, task.scale_highest)
+        self.crop = RandomCrop(task.crop_size, task.largest_share)
+        self.distort = PhotometricDistortion()
+        self.normalise = v2.Compose(
+            [
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(processor.image_mean, processor.image_std),
+            ]
+        )
+
+    def __call__(self, example: Example) -> Sample:
+        image, labels = self.crop(*self.scale(*self.decode(example)))
+        if chance(self.task.horizontal_flip):
+            image, labels = flip(image, labels)
+        if chance(self.task.photometric_distortion):
+            image = self.distort(image)
+        targets = torch.from_numpy(np.ascontiguousarray(labels))
+        pixel_values, targets = pad(self.normalise(image), targets, self.task.crop_size)
+        return {"pixel_values": pixel_values, "labels": targets}
+
+
+class EvaluationView:
+    """An image as the saved processor makes it, or at its own size for a sliding window; its labels as they are."""
+
+    def __init__(self, decode: Decoder, processor: BaseImageProcessor, resize: bool) -> None:
+        self.decode, self.processor, self.resize = decode, processor, resize
+
+    def __call__(self, example: Example) -> Sample:
+        image, labels = self.decode(example)
+        pixel_values = self.processor(image, do_resize=self.resize, return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixel_values, "labels": torch.from_numpy(labels)}
+
+
+class Segmentation:
+    """Cross-entropy over labelled pixels; mean IoU at the images' own sizes, one image at a time."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: SegmentationArguments,
+        names: Sequence[str],
+        processor: BaseImageProcessor,
+        validation: Iterable[Sample] | None,
+    ) -> None:
+        self.accelerator, self.task, self.names, self.processor = accelerator, task, names, processor
+        self.metric = MeanIoU(len(names), ignore_index=IGNORED)
+        self.validation = validation
+        self.shown: list[tuple[Tensor, Tensor, Tensor]] = []  # pixel values, predicted labels, labels
+
+    def loss(self, model: nn.Module, batch: Sample) -> Tensor:
+        """The mean over the labelled pixels of all processes, of which each adds its part."""
+        loss = model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+        labelled = (batch["labels"] != IGNORED).sum().float()
+        return loss * labelled / self.accelerator.reduce(labelled, "mean").clamp(min=1)
+
+    def count(self, model: nn.Module, batch: Sample) -> Any:
+        pixel_values, labels = batch["pixel_values"], batch["labels"]  # (1, 3, h, w), (1, H, W)
+        if self.task.sliding_window:
+            whole = self.accelerator.unwrap_model(model)
+            predicted = hf_pvt.segment_sliding(whole, pixel_values, self.task.sliding_window)[0]  # (H, W)
+        else:
+            predicted = most_likely_labels(model(pixel_values=pixel_values).logits[0], tuple(labels.shape[1:]))
+        if not batch["counted"][0]:
+            return np.zeros(len(self.names) ** 2, dtype=np.int64)
+        if len(self.shown) < self.task.overlays and self.accelerator.is_main_process:
+            self.shown.append((pixel_values[0].cpu(), predicted.cpu(), labels[0].cpu()))
+        return self.metric.count([predicted.cpu()], [labels[0].cpu()])
+
+    def draw(self, folder: Path) -> None:
+        """What the last evaluation saw first, as the model saw it: `<n>-predicted.png` and `<n>-labelled.png`."""
+        names = dict(enumerate(self.names))
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        for number, (pixel_values, *label_maps) in enumerate(self.shown):
+            folder.mkdir(parents=True, exist_ok=True)
+            image = (
+                (255 * (pixel_values * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+            )  # (h, w, 3)
+            for kind, label_map in zip(("predicted", "labelled"), label_maps, strict=True):
+                picture = hf_pvt.draw_segmentation(image, nearest(label_map.numpy(), image.shape[:2]), names)
+                picture.save(folder / f"{number}-{kind}.png")
+        self.shown.clear()
+
+
+class SegmentationLoop(Loop):
+    """Writes pictures at each evaluation."""
+
+    task: Segmentation
+
+    def evaluate(self) -> None:
+        super().evaluate()
+        with self._off_the_clock():
+            self.task.draw(self.output_dir / "overlays" / f"step-{self.step}")
+
+
+def schedule_of(
+    task: SegmentationArguments, optimization: OptimizationArguments, steps_per_epoch: int | None, global_batch: int
+) -> Schedule:
+    """From the warm-up to zero by a power of what is left."""
+    total, warmup = run_length(optimization, steps_per_epoch)
+    peak = optimization.learning_rate
+    if peak is None:
+        peak = task.learning_rate_at_16 * global_batch / 16
+    return Schedule(peak, total, warmup, curve="poly", power=0.9)
+
+
+def complete(groups: Sequence[Any]) -> None:
+    """Fill in the recipe, and check what belongs together."""
+    data, optimization, run, task = groups
+    recipe = dict(RECIPES[task.recipe])
+    if optimization.num_train_epochs is not None:
+        recipe.pop("max_steps", None)
+    fill(groups, recipe)
+    check(optimization, run)
+    # Label maps at their own sizes do not make batches.
+    run.per_device_eval_batch_size = 1
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    classes = (DataArguments, OptimizationArguments, RunArguments, SegmentationArguments)
+    data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
+    complete(groups)
+    accelerator = start(optimization, run)
+    if task.sliding_window and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("--sliding_window needs whole weights in every process; leave it out with FSDP.")
+    seed = optimization.seed
+
+    names = label_names(data, task.labels)
+    training, validation = open_label_maps(data, task.mask_column, derived_seed(seed, Purpose.SPLIT))
+    feed = Feed(accelerator, data, run, seed)
+    order = feed.order(training)
+    steps_per_epoch = None if order is None else order.steps_per_epoch
+    schedule = schedule_of(task, optimization, steps_per_epoch, feed.global_batch)
+    size = {"shortest_edge": task.shorter_side, "longest_edge": task.longer_side}
+    processor = hf_pvt.segmentation_image_processor(size=size, do_reduce_labels=task.reduce_labels)
+    model = open_model(
+        AutoModelForSemanticSegmentation,
+        task.model_name_or_path,
+        task.from_scratch,
+        names,
+        seed,
+        drop_path_rate=task.drop_path_rate,
+    )
+
+    decode = Decoder(len(names), task.reduce_labels)
+    evaluation = feed.evaluation(validation, EvaluationView(decode, processor, resize=not task.sliding_window))
+    segmentation = Segmentation(accelerator, task, names, processor, evaluation)
+    identity = asdict(data) | asdict(optimization) | asdict(task) | feed.identity()
+    del identity["overlays"], identity["sliding_window"]  # they do not change what is learnt
+    loop = SegmentationLoop(accelerator, model, segmentation, schedule, steps_per_epoch, optimization, run, identity)
+    loop.train(feed.training(training, TrainingView(task, decode, processor), order, schedule.total_steps))
+    arguments = {name: value for group in groups for name, value in asdict(group).items()}
+    finish(loop, model, processor, "image-segmentation", start_name(task.model_name_or_path), data, arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,231 @@
+"""Images with a label map each: folders, a CSV file, and data sets with columns."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Subset
+
+import hf_pvt
+from hf_pvt.image_inputs import as_label_map
+
+from . import sources
+from .arguments import DataArguments
+from .images import BadImageError, Source, decode_image, open_image
+from .order import EpochOrder
+
+IGNORED = 255
+# Folders of ADE20K and MMSegmentation, and those of the other layout.
+SPLITS = {
+    "training": ("images/training", "annotations/training"),
+    "validation": ("images/validation", "annotations/validation"),
+}
+PLAIN = ("images", "masks")
+# What the split column of a CSV file may say.
+SPLIT_NAMES = {"training": ("train", "training"), "validation": ("val", "validation"), "test": ("test", "testing")}
+MASK_COLUMNS = ("annotation", "mask", "label", "segmentation_mask")
+
+
+class Example(NamedTuple):
+    """The files of an image and of its label map, and their names for messages; no mask is a bad image."""
+
+    image: Source
+    name: str
+    mask: Source | None
+    mask_name: str
+
+
+class Pairs(list[Example]):
+    """Examples of files."""
+
+    def add(self, image: Path, mask: Path | None, where: Path) -> None:
+        self.append(Example(image, str(image), mask, str(mask or where)))
+
+
+class Rows:
+    """Examples of a data set with columns; of a stream, `rows` and `example` alone are used."""
+
+    def __init__(self, rows: Any, mask_column: str) -> None:
+        self.rows, self.mask_column = rows.cast_column(mask_column, datasets.Image(decode=False)), mask_column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.example(self.rows[index], index)
+
+    def example(self, row: dict[str, Any], number: int) -> Example:
+        name, mask = sources.row_name(row, number), row[self.mask_column]
+        return Example(row["image"], name, mask, f"the mask of {name}")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads an example: an RGB image, and labels (H, W) of int64, `IGNORED` or in [0, num_labels).
+
+    With `reduce_labels` 0 is no label and becomes `IGNORED`, the others shift down by one, as ADE20K wants it.
+    """
+
+    num_labels: int
+    reduce_labels: bool
+
+    def __call__(self, example: Example) -> tuple[Image.Image, NDArray[np.int64]]:
+        """Raises BadImageError: of the image or the mask, a mask that is missing or of another size, or its labels."""
+        image = decode_image(example.image, example.name)
+        if example.mask is None:
+            raise BadImageError(example.name, f"has no mask in {example.mask_name}")
+        mask, name = open_image(example.mask, example.mask_name)
+        try:
+            labels = as_label_map(mask)
+        except ValueError as error:
+            raise BadImageError(name, f"is no mask: {str(error).rstrip('.')}") from error
+        height, width = labels.shape
+        if (width, height) != image.size:
+            raise BadImageError(
+                name, f"is {width}x{height} pixels and its image {example.name} {image.width}x{image.height}"
+            )
+        return image, self.checked(labels, name)
+
+    def checked(self, labels: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+        last = self.num_labels if self.reduce_labels else self.num_labels - 1
+        strangers = labels[(labels != IGNORED) & ((labels < 0) | (labels > last))]
+        if strangers.size:
+            raise BadImageError(name, f"holds label {strangers[0]}, expected 0 to {last}, or {IGNORED} for none")
+        if self.reduce_labels:
+            return np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+        return labels
+
+
+def open_label_maps(data: DataArguments, mask_column: str | None, seed: int) -> tuple[Any, Any]:
+    """Training examples, and validation examples or None.
+
+    Args:
+        mask_column: default: the first of `MASK_COLUMNS` that the data set has.
+        seed: of the examples that `data.train_val_split` holds out.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no training data, or its layout is none that is known.
+        BadImageError: an image has no mask, unless bad images are skipped.
+    """
+    training = _open_split(data, mask_column, training=True)
+    if training is None:
+        raise ValueError("there is no training data; give --train_dir, --train_files or --dataset_name.")
+    validation = _open_split(data, mask_column, training=False)
+    if data.on_bad_image == "error":
+        for pairs in (training, validation):
+            for example in pairs if isinstance(pairs, Pairs) else ():
+                if example.mask is None:
+                    raise BadImageError(example.name, f"has no mask in {example.mask_name}")
+    if validation is not None or not data.train_val_split:
+        return training, validation
+    if data.streaming:
+        raise ValueError("--train_val_split needs data of a known length; give --validation_files for a stream.")
+    indices = EpochOrder(len(training), 1, seed).indices(0).tolist()
+    held_out = max(1, round(data.train_val_split * len(training)))
+    return Subset(training, indices[held_out:]), Subset(training, indices[:held_out])
+
+
+def _open_split(data: DataArguments, mask_column: str | None, training: bool) -> Pairs | Rows | None:
+    split = "training" if training else "validation"
+    folder, files = (data.train_dir, data.train_files) if training else (data.validation_dir, data.validation_files)
+    if folder or (data.train_dir and has_splits(Path(data.train_dir))):
+        return folder_pairs(Path(str(folder or data.train_dir)), split)
+    if files and files[0].endswith(".csv"):
+        return csv_pairs([Path(file) for file in sources.expand(files)], split)
+    if not training and not files and data.train_files and data.train_files[0].endswith(".csv"):
+        return csv_pairs([Path(file) for file in sources.expand(data.train_files)], split) or None
+    rows = sources.open_split(replace(data, image_column=data.image_column or "image"), training)
+    if rows is None:
+        return None
+    column = mask_column or next((name for name in MASK_COLUMNS if name in rows.column_names), None)
+    if column not in rows.column_names:
+        raise ValueError(
+            f"there is no column {column or 'of masks'} in {', '.join(rows.column_names)}; choose with --mask_column."
+        )
+    return Rows(rows, column)
+
+
+def has_splits(root: Path) -> bool:
+    return all((root / SPLITS[split][0]).is_dir() for split in SPLITS)
+
+
+def folder_pairs(root: Path, split: str) -> Pairs:
+    """Files with the same name but for the suffix: in ADE20K's layout those of the split, else in images/ and masks/.
+
+    Raises:
+        FileNotFoundError: neither layout is there.
+        ValueError: there is no image, or one has several masks.
+    """
+    layouts = [(root / images, root / masks) for images, masks in (SPLITS[split], PLAIN)]
+    images, masks = next((folders for folders in layouts if all(map(Path.is_dir, folders))), (None, None))
+    if images is None or masks is None:
+        expected = " or ".join(" and ".join(str(folder) for folder in folders) for folders in layouts)
+        raise FileNotFoundError(f"there is no {expected}.")
+    by_stem: dict[Path, Path] = {}
+    for mask in _files(masks):
+        stem = mask.relative_to(masks).with_suffix("")
+        if stem in by_stem:
+            raise ValueError(f"{by_stem[stem]} and {mask} are masks of the same image; remove one.")
+        by_stem[stem] = mask
+    pairs = Pairs()
+    for image in _files(images):
+        pairs.add(image, by_stem.get(image.relative_to(images).with_suffix("")), masks)
+    if not pairs:
+        raise ValueError(f"there is no image in {images}.")
+    return pairs
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def csv_pairs(files: Sequence[Path], split: str) -> Pairs:
+    """Rows `image,mask[,split]` of files, relative to their folder; without a split column all rows are training's.
+
+    Raises ValueError for a file without these columns, or a split that is none of `SPLIT_NAMES`.
+    """
+    pairs = Pairs()
+    for file in files:
+        with open(file, newline="", encoding="utf-8") as content:
+            reader = csv.DictReader(content)
+            if not {"image", "mask"} <= set(reader.fieldnames or ()):
+                raise ValueError(
+                    f"{file} has the columns {reader.fieldnames}, expected image,mask or image,mask,split."
+                )
+            for row in reader:
+                name = row.get("split", "training")
+                if not any(name in names for names in SPLIT_NAMES.values()):
+                    raise ValueError(f"{file}, line {reader.line_num}: split {name!r} is none of {SPLIT_NAMES}.")
+                if name in SPLIT_NAMES[split]:
+                    pairs.add(file.parent / row["image"], file.parent / row["mask"] if row["mask"] else None, file)
+    return pairs
+
+
+def label_names(data: DataArguments, given: str | None) -> list[str]:
+    """Names of the labels in order: of a JSON file, a list or {"0": name, ...}, or "ade20k", or the data's labels.json.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: none is given, or the file holds something else.
+    """
+    if given == "ade20k":
+        return list(hf_pvt.ade20k_id2label().values())
+    own = data.train_dir or (data.train_files and str(Path(data.train_files[0]).parent)) or data.dataset_name
+    path = Path(given) if given else Path(str(own)) / "labels.json"
+    if not path.is_file():
+        if given:
+            raise FileNotFoundError(f"there is no file {path} of labels.")
+        raise ValueError('the labels have no names; give --labels, a JSON file {"0": name, ...} or "ade20k".')
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = content if isinstance(content, list) else [content[str(label)] for label in range(len(content))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} holds no names of labels, expected a list or {{"0": name, ...}} from 0.') from error
+    return [str(name) for name in names]
