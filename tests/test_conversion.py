@@ -364,11 +364,12 @@ def test_a_wrong_result_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 FULL_DISK = """
 import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.path.insert(0, sys.argv[2])
-sys.argv[1:] = sys.argv[3:]
+limit, scripts, *arguments = sys.argv[1:]
+sys.path.insert(0, scripts)
+sys.argv[1:] = arguments
 import {script}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
 {script}.main()
 """
 
