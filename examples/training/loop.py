@@ -90,7 +90,8 @@ class Loop:
     def _prepare(self, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
         run, optimization = self.run, self.optimization
         if run.gradient_checkpointing:
-            model.gradient_checkpointing_enable()  # type: ignore[operator]
+            # Transformers 6 drops the old name, 5.17 lacks the new one.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         if run.channels_last:
             model.to(memory_format=torch.channels_last)
         if run.compile:
