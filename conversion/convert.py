@@ -37,8 +37,9 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help="checkpoint file, folder, or org/name on the Hub; with --all a folder of files")
     parser.add_argument("output", type=Path, help="folder to write; with --all the folder for all of them")
@@ -102,7 +103,9 @@ def report(source: Source, card: Card, output: Path) -> str:
 
 def convert_all(arguments: argparse.Namespace) -> int:
     """Every checkpoint of a folder; one that fails does not stop the others. Returns the exit status."""
-    sources = sorted(path for path in Path(arguments.source).glob("*") if path.suffix in SUFFIXES or path.is_dir())
+    sources = sorted(
+        path for path in Path(arguments.source).glob("*") if path.suffix in SUFFIXES or (path / "config.json").is_file()
+    )
     if not sources:
         raise ValueError(f"{arguments.source} holds no checkpoint ({', '.join(SUFFIXES)}).")
     rows, failed = [], 0

@@ -26,8 +26,9 @@ from hf_pvt.original_layouts import LAYOUTS, PUBLISHED_LAYOUTS, Layout, StateDic
 
 
 def main() -> None:
+    summary, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("repository", help="a folder, or org/name on the Hub")
     parser.add_argument("output", type=Path, help="file to write: .pth, or .safetensors for bare weights")

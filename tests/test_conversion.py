@@ -512,6 +512,8 @@ def test_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         checkpoint(tiny(family), checkpoints / f"{family}_tiny.pth")
     (checkpoints / "broken.pth").write_bytes(b"broken")
     (checkpoints / "notes.txt").write_text("not a checkpoint")
+    (checkpoints / "out").mkdir()
+    tiny(PVT_V2).save_pretrained(checkpoints / "saved")
     with pytest.raises(SystemExit) as ended:
         run("--all", checkpoints, tmp_path / "out")
     assert ended.value.code == 1
@@ -519,14 +521,15 @@ def test_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / f"{family}-tiny".replace("_", "-"))
         assert_same_weights(loaded, tiny(family))
     printed = capsys.readouterr()
-    table = printed.out.splitlines()[-5:]
-    assert [line.split()[:2] for line in table[:4]] == [
+    table = printed.out.splitlines()[-6:]
+    assert [line.split()[:2] for line in table[:5]] == [
         ["broken.pth", "FAILED"],
         *([f"{name}_tiny.pth", "converted"] for name in ("p2t", "pvt", "pvt_v2")),
+        ["saved", "converted"],
     ]
-    assert "is not a PyTorch checkpoint" in table[0] and table[4] == "3 of 4 converted."
+    assert "is not a PyTorch checkpoint" in table[0] and table[5] == "4 of 5 converted."
     assert "converting" in printed.err
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_all_of_nothing(tmp_path: Path) -> None:
