@@ -102,7 +102,8 @@ def count_activations(
     """MiB per image, which is what grows with the batch, and the rest: autocast's bfloat16 copies of the weights."""
     model = MODELS[task].from_config(config).train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        # Transformers 6 drops the old name, 5.17 lacks the new one.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     one, two = (saved_bytes(task, model, batch, size, bf16) for batch in (1, 2))
     return {"per image": round((two - one) / MIB, 2), "once": round((2 * one - two) / MIB, 2)}
 
@@ -127,6 +128,17 @@ def table(results: dict[str, Any], task: str) -> str:
         numbers = [*row["states"].values(), copies, *(activation["per image"] for activation in activations)]
         lines.append(f"| `{name}` | {' | '.join(f'{number:.0f}' for number in numbers)} |")
     return "\n".join(lines)
+
+
+def example(results: dict[str, Any], variant: str, images: int, size: int) -> str:
+    """The arithmetic of one classifier, in words."""
+    row = results["classifier"][variant]
+    activations = row["activations"][str(size)]["bf16"]
+    once, per_image = sum(row["states"].values()) + activations["once"], activations["per image"]
+    return (
+        f"`{variant}` with {images} images of {size} pixels in bf16, for example: {once:.0f} + {images} * "
+        f"{per_image:.0f} MiB = {(once + images * per_image) / 1024:.1f} GiB."
+    )
 
 
 def main() -> None:

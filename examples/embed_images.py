@@ -289,7 +289,7 @@ def check_same_job(output_dir: Path, job: dict[str, Any]) -> None:
     Raises:
         ValueError: naming what differs.
     """
-    path = output_dir / "job.json"
+    path = output_dir / "_job.json"
     with suppress(FileNotFoundError):
         before = json.loads(path.read_text())
         changed = [f"{key} was {before.get(key)} and is {job[key]}" for key in job if before.get(key) != job[key]]
@@ -307,14 +307,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def summarise(shards: list[Path]) -> None:
-    """`bad_images.json` of all shards, by the process that finds them complete."""
+    """`_bad_images.json` of all shards, by the process that finds them complete.
+
+    Readers of a folder of parquet files pass over names with an underscore.
+    """
     if not all(shard.is_file() for shard in shards):
         return
     files = [pq.ParquetFile(shard) for shard in shards]
     bad: dict[str, str] = {}
     for file in files:
         bad |= json.loads(file.metadata.metadata[b"bad_images"])
-    write_json(shards[0].with_name("bad_images.json"), bad)
+    write_json(shards[0].with_name("_bad_images.json"), bad)
     tqdm.write(f"{sum(file.metadata.num_rows for file in files):,} images are done, {len(bad):,} bad ones were skipped")
     for name, reason in bad.items():
         tqdm.write(f"  {name} {reason}")

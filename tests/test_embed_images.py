@@ -73,7 +73,7 @@ def pixels_of(processor: Any, path: Path) -> Tensor:
 def test_embeddings(classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the files' order, what the classifier reads; shards as large as was asked for."""
     table = embed(monkeypatch, tmp_path, model_name_or_path=classifier, input_dir=photos)
-    files = sorted(photos.rglob("*.*"))
+    files = sorted(photos.glob("[ab]/*"))
     assert table["key"].to_pylist() == [str(file.relative_to(photos)) for file in files]
     shards = sorted(tmp_path.glob("*.parquet"))
     assert [shard.name for shard in shards] == [f"part-{unit:05}-of-00003.parquet" for unit in range(3)]
@@ -84,7 +84,7 @@ def test_embeddings(classifier: Path, photos: Path, tmp_path: Path, monkeypatch:
         with torch.no_grad():
             expected = model.pvt_v2(pixels_of(processor, file)).last_hidden_state.mean((2, 3))[0]
         torch.testing.assert_close(torch.tensor(embedding), expected, rtol=1e-5, atol=1e-5)
-    assert json.loads((tmp_path / "bad_images.json").read_text()) == {}
+    assert json.loads((tmp_path / "_bad_images.json").read_text()) == {}
 
 
 def test_predictions(classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +165,10 @@ def test_each_process_its_own(classifier: Path, photos: Path, tmp_path: Path, mo
     monkeypatch.setenv("RANK", "1")
     embed(monkeypatch, tmp_path / "two", **flags)
     names = {path.name for path in (tmp_path / "two").iterdir()}
-    assert names == {"job.json", "part-00001-of-00004.parquet", "part-00003-of-00004.parquet"}
+    assert names == {"_job.json", "part-00001-of-00004.parquet", "part-00003-of-00004.parquet"}
     monkeypatch.setenv("RANK", "0")
     assert embed(monkeypatch, tmp_path / "two", **flags).equals(expected)
-    assert (tmp_path / "two" / "bad_images.json").is_file()
+    assert (tmp_path / "two" / "_bad_images.json").is_file()
 
 
 def run(*launcher: str, **flags: Any) -> subprocess.Popen[str]:
@@ -211,7 +211,7 @@ def test_killed_and_started_again(
     process.communicate()
     whole = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.parquet")}
     assert 3 <= len(whole) < 40
-    assert not (tmp_path / "killed" / "bad_images.json").exists()
+    assert not (tmp_path / "killed" / "_bad_images.json").exists()
     resumed = embed(monkeypatch, tmp_path / "killed", **flags)
     assert resumed.equals(embed(monkeypatch, tmp_path / "whole", **flags))
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
@@ -234,7 +234,7 @@ def spoiled(photos: Path, tmp_path: Path) -> Path:
 def test_bad_images_stop(classifier: Path, spoiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadImageError, match=r"spoiled/b\.png is damaged or cut off"):
         embed(monkeypatch, tmp_path / "out", model_name_or_path=classifier, input_dir=spoiled)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"job.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"_job.json"}
 
 
 def test_bad_images_are_skipped_and_listed(
@@ -243,7 +243,7 @@ def test_bad_images_are_skipped_and_listed(
     flags = {"model_name_or_path": classifier, "input_dir": spoiled, "on_bad_image": "skip"}
     table = embed(monkeypatch, tmp_path / "out", **flags)
     assert table["key"].to_pylist() == ["a.png", "f.png"]
-    bad = json.loads((tmp_path / "out" / "bad_images.json").read_text())
+    bad = json.loads((tmp_path / "out" / "_bad_images.json").read_text())
     assert {Path(name).name: reason for name, reason in bad.items()} == {
         "b.png": bad[str(spoiled / "b.png")], "c.png": "is empty", "g.txt": "is not an image"
     }  # fmt: skip

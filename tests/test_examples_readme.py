@@ -1,0 +1,106 @@
+"""The guide of the examples is true: its commands run, or, where they need GPUs, are commands that the scripts know."""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import embed_images
+import numpy as np
+import pytest
+import reference
+import run_image_classification
+import run_semantic_segmentation
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from training.arguments import DataArguments, OptimizationArguments, RunArguments, parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "examples" / "README.md").read_text()
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+GPU = "# needs GPUs\n"
+SHARED = (DataArguments, OptimizationArguments, RunArguments)
+FLAGS = {
+    "run_image_classification": (*SHARED, run_image_classification.ClassificationArguments),
+    "run_semantic_segmentation": (*SHARED, run_semantic_segmentation.SegmentationArguments),
+    "embed_images": (embed_images.Arguments,),
+}
+# What makes a command of the guide a matter of seconds.
+SMALL = {
+    "run_image_classification": "--image_size 32 --max_steps 2 --per_device_train_batch_size 4",
+    "run_semantic_segmentation": "--shorter_side 64 --longer_side 256 --crop_size 64 --max_steps 2 "
+    "--per_device_train_batch_size 2",
+    "embed_images": "",
+}
+
+
+def split(block: str) -> tuple[list[str], str, list[str]]:
+    """The launcher's words, the name of the script, its flags."""
+    words = shlex.split(block.removeprefix(GPU).replace("\\\n", " "))
+    place = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    return words[:place], Path(words[place]).stem, words[place + 1 :]
+
+
+COMMANDS = [block for block in BLOCKS if ".py" in block]
+
+
+@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: "-".join(split(block)[1:2]))
+def test_flags_and_files(block: str) -> None:
+    """All commands, GPUs or not: the scripts know the flags, the launcher's files are there."""
+    launcher, script, flags = split(block)
+    parse(*FLAGS[script], description="", argv=flags)
+    assert launcher[0] in ("accelerate", "torchrun", "sbatch")
+    for word in launcher:
+        assert not word.startswith("examples/") or (ROOT / word).is_file()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the guide's commands find: the repository's examples, photos, rooms, a published checkpoint."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    generator = np.random.default_rng(0)
+    for index in range(10):
+        pixels = Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8))
+        labels = Image.fromarray(generator.integers(0, 2, (48, 48), dtype=np.uint8))
+        paths = (
+            f"photos/{'cat' if index % 2 else 'dog'}/{index}.jpg",
+            f"rooms/images/{index}.jpg",
+            f"rooms/masks/{index}.png",
+        )
+        for path, image in zip(paths, (pixels, pixels, labels), strict=True):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / path)
+    (tmp_path / "rooms" / "labels.json").write_text('["floor", "wall"]')
+    torch.save(reference.checkpoint("pvt-v2-b0"), tmp_path / "pvt_v2_b0.pth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that need no GPU, in their order; the first in a process of its own, with accelerate's configuration."""
+    run = [split(block) for block in COMMANDS if not block.startswith(GPU)]
+    assert [script for _, script, _ in run] == list(SMALL)
+    for number, (launcher, script, flags) in enumerate(run):
+        words = [*flags, *SMALL[script].split()]
+        if script != "embed_images":
+            words += ["--dataloader_num_workers", "0"]
+        if number == 0:
+            executable = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
+            command = [*executable, *launcher[1:], f"examples/{script}.py", *words]
+            subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+            continue
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        importlib.import_module(script).main()
+    for name in ("photos", "rooms"):
+        results = json.loads((folder / "out" / name / "results.json").read_text())
+        assert (results["steps"], results["metrics"]["examples"]) == (2, 2)
+        assert (folder / "out" / name / "model" / "model.safetensors").is_file()
+    assert embed_images.pq.read_table(folder / "out" / "vectors")["embedding"].combine_chunks().type.list_size == 256
+    assert len(embed_images.pq.read_table(folder / "out" / "vectors")) == 10
