@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 from dataclasses import fields
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
 
 def versions() -> dict[str, str]:
     """Python's and the libraries'."""
-    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+    return {"python": platform.python_version()} | {name: import_module(name).__version__ for name in LIBRARIES}
 
 
 def finish(

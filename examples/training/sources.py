@@ -37,9 +37,8 @@ def open_split(data: DataArguments, training: bool) -> datasets.Dataset | datase
     column = data.image_column or image_column(rows)
     if rows.column_names is not None and column not in rows.column_names:
         raise ValueError(f"there is no column {column!r} of images, only: {', '.join(rows.column_names)}.")
-    if column != "image":
-        rows = rows.rename_column(column, "image")
-    return rows.cast_column("image", datasets.Image(decode=False))
+    rows = rows.cast_column(column, datasets.Image(decode=False))  # first: a stream decodes what it renames
+    return rows if column == "image" else rows.rename_column(column, "image")
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
