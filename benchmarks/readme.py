@@ -38,7 +38,7 @@ def training_memory_tables() -> str:
     results = json.loads((RESULTS / "training_memory.json").read_text())
     tables = [f"{title}:\n\n{training_memory.table(results, task)}" for task, title in MEMORY_TITLES.items()]
     example = training_memory.example(results, "pvt-v2-b2", images=128, size=224)
-    return f"`python -m benchmarks.training_memory`, in MiB. {example}\n\n" + "\n\n".join(tables)
+    return f"`python -m benchmarks.training_memory`, in MiB.\n{example}\n\n" + "\n\n".join(tables)
 
 
 ROOT = Path(__file__).parent.parent

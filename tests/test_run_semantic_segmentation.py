@@ -5,12 +5,14 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import demo_segmentation
 import numpy as np
 import pyarrow as pa
@@ -317,15 +319,20 @@ def test_layouts(rooms: Path, plain: Path, tmp_path: Path) -> None:
     assert all(image == mask for image, mask in stems([*training, *validation]))
 
 
+def parquet(rooms: Path, split: str, path: Path) -> Path:
+    """The images and masks of a split as columns."""
+    columns: dict[str, list[Any]] = {"image": [], "annotation": []}
+    for image in sorted((rooms / "images" / split).iterdir()):
+        columns["image"].append({"bytes": image.read_bytes(), "path": image.name})
+        mask = rooms / "annotations" / split / image.name
+        columns["annotation"].append({"bytes": mask.read_bytes(), "path": None})
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
 def test_columns(rooms: Path, tmp_path: Path) -> None:
     """A data set with images and masks, read at once and streamed: the same pixels and labels as from the folder."""
-    files = sorted((rooms / "images" / "training").iterdir())
-    columns: dict[str, list[Any]] = {"image": [], "annotation": []}
-    for path in files:
-        columns["image"].append({"bytes": path.read_bytes(), "path": path.name})
-        mask = rooms / "annotations" / "training" / path.name
-        columns["annotation"].append({"bytes": mask.read_bytes(), "path": None})
-    pq.write_table(pa.table(columns), tmp_path / "rooms.parquet")
+    parquet(rooms, "training", tmp_path / "rooms.parquet")
     decode = Decoder(3, reduce_labels=False)
     expected = [decode(example) for example in folder_pairs(rooms, "training")]
     for streaming in (False, True):
@@ -464,6 +471,35 @@ def test_overlay_shows_what_was_seen(rooms: Path, tmp_path: Path) -> None:
     assert drawn.size == expected.size
     difference = np.abs(np.asarray(drawn, dtype=np.int64) - np.asarray(expected))
     assert difference.max() <= 1
+
+
+def test_streams(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and validation as they come; the scores are those of the same images in folders."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # five seconds at the end of each epoch
+    files = {split: parquet(rooms, split, tmp_path / f"{split}.parquet") for split in ("training", "validation")}
+    start, out = configuration(tmp_path), tmp_path / "out"
+    names = {"train_files": files["training"], "validation_files": files["validation"]}
+    streamed = {"labels": rooms / "labels.json", "train_dir": None, "streaming": True}
+    metrics = run(flags(rooms, out, from_scratch=start, **names, **streamed))["metrics"]
+    assert metrics["examples"] == 5
+    model = AutoModelForSemanticSegmentation.from_pretrained(out / "model").eval()
+    processor = AutoImageProcessor.from_pretrained(out / "model")
+    assert metrics["mean_iou"] == pytest.approx(by_hand(model, processor, rooms)["mean_iou"], abs=1e-12)
+
+
+def test_resumed_run_ends_the_same(rooms: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch, with the batch norm's statistics and a moving average: bit for bit."""
+    values = {"from_scratch": configuration(tmp_path), "checkpointing_steps": 2, "ema_decay": 0.5}
+    values |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    for name in ("whole", "resumed"):
+        whole = run(flags(rooms, tmp_path / name, **values))
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "resumed" / "model")
+    resumed = run([*flags(rooms, tmp_path / "resumed", **values), "--resume"])
+    assert resumed["metrics"] == whole["metrics"]
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "resumed")]
+    assert all(weights[1][name].equal(weight) for name, weight in weights[0].items())
+    assert weights[0].keys() == weights[1].keys()
 
 
 def test_bad_masks_stop_or_are_listed(rooms: Path, tmp_path: Path) -> None:
