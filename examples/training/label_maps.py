@@ -63,7 +63,7 @@ class Rows:
 
     def example(self, row: dict[str, Any], number: int) -> Example:
         name, mask = sources.row_name(row, number), row[self.mask_column]
-        return Example(row["image"], name, row["image"], f"the mask of {name}")
+        return Example(row["image"], name, mask, f"the mask of {name}")
 
 
 @dataclass(frozen=True)
