@@ -47,9 +47,11 @@ def split(block: str) -> tuple[list[str], str, list[str]]:
 
 
 COMMANDS = [block for block in BLOCKS if ".py" in block]
+# The front page has the same in short.
+FRONT_PAGE = re.findall(r"^accelerate launch (?:.*\\\n)*.*\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: "-".join(split(block)[1:2]))
+@pytest.mark.parametrize("block", [*COMMANDS, *FRONT_PAGE], ids=lambda block: "-".join(split(block)[1:2]))
 def test_flags_and_files(block: str) -> None:
     """All commands, GPUs or not: the scripts know the flags, the launcher's files are there."""
     launcher, script, flags = split(block)
@@ -85,6 +87,7 @@ def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that need no GPU, in their order; the first in a process of its own, with accelerate's configuration."""
     run = [split(block) for block in COMMANDS if not block.startswith(GPU)]
     assert [script for _, script, _ in run] == list(SMALL)
+    assert [split(block)[2][:4] for block in FRONT_PAGE] == [flags[:4] for _, _, flags in run[:2]]
     for number, (launcher, script, flags) in enumerate(run):
         words = [*flags, *SMALL[script].split()]
         if script != "embed_images":
