@@ -73,6 +73,12 @@ def test_a_bad_file_is_named(name: str, as_row: bool, tmp_path: Path) -> None:
     assert caught.value.file == expected
 
 
+def test_a_mask_that_is_cut_off_is_found_at_once() -> None:
+    """Though it stays in the mode of its file, and nothing has looked at its pixels yet."""
+    with pytest.raises(BadImageError, match=r"^mask 3 is damaged or cut off \("):
+        open_image(png(32, 32)[:1000], "mask 3")
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match=r"gone\.png cannot be read \(No such file or directory\)\.$"):
         decode_image(tmp_path / "gone.png")
