@@ -37,7 +37,9 @@ def digits(root: Path, training: int | None = None, validation: int | None = Non
 
 def configuration(family: Family, folder: Path, **overrides: Any) -> str:
     """A folder with the configuration of a model that is small, but learns."""
-    fields = {"hidden_sizes": (32, 64, 96, 128), "depths": (1, 1, 1, 1), "mlp_ratios": (4, 4, 4, 4), **overrides}
+    # The published heads, which cannot be read off a published checkpoint.
+    fields = {"hidden_sizes": (32, 64, 80, 128), "num_attention_heads": (1, 2, 5, 8), "depths": (1, 1, 1, 1)}
+    fields |= {"mlp_ratios": (4, 4, 4, 4), **overrides}
     if family.name == "pvt":
         fields["image_size"] = IMAGE_SIZE
     family.tiny_config(**fields).save_pretrained(folder / family.name)

@@ -12,11 +12,14 @@ from typing import Any
 
 import datasets
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 
 from .arguments import DataArguments, RunArguments
 from .order import EpochOrder, EvaluationShare, TrainingBatches
 from .samples import EvaluationSamples, Sample, StreamedSamples, TrainingSamples, in_step, loader
 from .sources import shuffled_share, split_dataset_by_node
+
+logger = get_logger(__name__)
 
 Prepare = Callable[[Any], Sample]
 
@@ -38,7 +41,11 @@ class Feed:
 
     def order(self, images: Any, copies: int = 1) -> EpochOrder | None:
         """The order of training; None of a stream, which has the order of its shards, shuffled."""
-        return None if is_stream(images) else EpochOrder(len(images), self.global_batch, self.seed, copies)
+        if is_stream(images):
+            if copies > 1:
+                logger.warning("a stream has no repeated augmentation: every image comes once per epoch")
+            return None
+        return EpochOrder(len(images), self.global_batch, self.seed, copies)
 
     def identity(self) -> dict[str, Any]:
         """What makes the order of the data, beside the flags."""
