@@ -185,7 +185,8 @@ def run(*launcher: str, **flags: Any) -> subprocess.Popen[str]:
 
 def test_two_real_processes(classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"model_name_or_path": classifier, "input_dir": photos, "unit_size": 3, "batch_size": 3}
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    port = ("--main_process_port", "0")  # a free one
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *port)
     process = run(*launcher, output_dir=tmp_path / "two", **flags)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

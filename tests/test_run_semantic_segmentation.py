@@ -529,6 +529,7 @@ def test_bad_masks_stop_or_are_listed(rooms: Path, tmp_path: Path) -> None:
 
 def launch(arguments: Sequence[str], processes: int = 1) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launcher += ["--main_process_port", "0"]  # a free one: other runs on this machine have theirs
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
