@@ -336,7 +336,9 @@ def main() -> None:
     source = open_source(arguments)
     compute = OUTPUTS[arguments.output](arguments, device)
     output_dir = Path(arguments.output_dir)
-    settings = {name: getattr(arguments, name) for name in ("model_name_or_path", "output", "batch_size", "bf16")}
+    settings = {
+        name: getattr(arguments, name) for name in ("model_name_or_path", "output", "top_k", "batch_size", "bf16")
+    }
     check_same_job(output_dir, settings | {"units": source.units, "source": source.identity})
     shards = [output_dir / f"part-{unit:05d}-of-{source.units:05d}.parquet" for unit in range(source.units)]
     missing = [unit for unit in range(process, source.units, processes) if not shards[unit].is_file()]
