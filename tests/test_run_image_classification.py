@@ -13,6 +13,7 @@ import pytest
 import torch
 from classification_runs import configuration, digits, flags, launch, results, run, weights
 from families import FAMILIES, PVT_V2, Family
+from hub_server import TOKEN, HubServer
 from PIL import Image
 from run_image_classification import Classification, EvaluationView
 from safetensors.torch import load_file
@@ -94,6 +95,21 @@ def test_the_model_card(learnt: dict[str, Path], data: Path) -> None:
     assert not {path.suffix for path in (learnt["pvt_v2"] / "model").iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
 
 
+def test_the_model_is_pushed(hub: HubServer, small: Path, tiny: str, tmp_path: Path) -> None:
+    """The model folder and nothing else, in one commit; without a token the run stops before it trains."""
+    argv = few_steps(small, tiny, tmp_path / "out", max_steps=1, push_to_hub=True, hub_model_id="me/digits")
+    environment = hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "0"}
+    refused = launch(argv, **environment)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr and not (tmp_path / "out").exists()
+    process = launch(argv, HF_TOKEN=TOKEN, **environment)
+    assert process.returncode == 0, process.stderr
+    pushed = hub.repos["me/digits"].files()
+    folder = tmp_path / "out" / "model"
+    assert pushed.keys() - {".gitattributes"} == {path.name for path in folder.iterdir()}
+    assert pushed["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert b"# me/digits" in pushed["README.md"] and hub.count("POST", "*/commit/*") == 1
+
+
 @pytest.mark.parametrize("source", ["folder", "pth"])
 def test_a_fine_tune_beats_scratch_at_equal_steps(
     source: str, learnt: dict[str, Path], data: Path, tmp_path: Path
@@ -152,6 +168,17 @@ def test_workers_and_accumulation_do_not_change_the_outcome(small: Path, tiny: s
     parts = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
     run(few_steps(small, tiny, tmp_path / "parts", **(base | parts)))
     torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
+
+
+def test_mixed_precision(small: Path, tiny: str, tmp_path: Path) -> None:
+    """Products in bfloat16 move the outcome by their rounding; what is saved is float32."""
+    exact = run(few_steps(small, tiny, tmp_path / "exact"))
+    mixed = run(few_steps(small, tiny, tmp_path / "mixed", mixed_precision="bf16"))
+    assert exact["arguments"]["mixed_precision"] is None and mixed["arguments"]["mixed_precision"] == "bf16"
+    expected, found = weights(tmp_path / "exact"), weights(tmp_path / "mixed")
+    assert {weight.dtype for weight in found.values()} == {torch.float32}
+    difference = max((found[name] - expected[name]).abs().max() for name in expected)
+    assert 0 < difference < 2 * 6 * 1e-3  # Adam moves each weight by the rate at most
 
 
 def test_recomputed_activations_give_the_same_gradients(small: Path, tiny: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file
 from accelerate.logging import get_logger
 from accelerate.utils import GradientAccumulationPlugin
+from huggingface_hub import HfApi
 
 from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import CheckpointError
@@ -41,6 +42,8 @@ def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator
         # It would look for this in a prepared DataLoader, and ours deal the samples themselves.
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = run.per_device_train_batch_size
+    if run.push_to_hub and accelerator.is_main_process:
+        HfApi().create_repo(str(run.hub_model_id), exist_ok=True)  # what is not allowed fails before the training
     problem = lost_processes(accelerator.num_processes, parent_command_lines())
     if problem:
         logger.warning(problem)
