@@ -47,8 +47,8 @@ def segment_sliding(
         stride: pixels from one window to the next; two thirds of the window unless given.
 
     Raises:
-        ValueError: a window or stride that is no multiple of 4, smaller than the model's minimum, or a stride larger
-            than the window.
+        ValueError: a window or stride that is no multiple of 4, a window that is not 4 pixels larger than the model's
+            minimum, or a stride larger than the window.
     """
     window = (window, window) if isinstance(window, int) else window
     if stride is None:
@@ -126,6 +126,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def check_window(window: Size, stride: Size, minimum: int) -> None:
+    minimum += CELL  # the last window ends with the image, which may cut its last cell
     for length, step in zip(window, stride, strict=True):
         if length < minimum or length % CELL or step % CELL or not 0 < step <= length:
             raise ValueError(
