@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import run_image_classification
 from accelerate.state import AcceleratorState, GradientState
-from families import Family
+from families import PVT_V2, Family
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
@@ -46,6 +46,12 @@ def configuration(family: Family, folder: Path, **overrides: Any) -> str:
     return str(folder / family.name)
 
 
+def too_small(folder: Path, **overrides: Any) -> str:
+    """The configuration of a PVTv2 that is too small to learn, and quick."""
+    fields = {"hidden_sizes": (8, 16, 20, 32), "mlp_ratios": (2, 2, 2, 2), "drop_path_rate": 0.1}
+    return configuration(PVT_V2, folder, **(fields | overrides))
+
+
 def flags(data: Path, output: Path, **values: Any) -> list[str]:
     """A command line: the digits of `data`, and no augmentation that the digits do not stand."""
     defaults = {
@@ -60,6 +66,12 @@ def flags(data: Path, output: Path, **values: Any) -> list[str]:
     }
     chosen = {name: value for name, value in (defaults | values).items() if value is not None}
     return [part for name, value in chosen.items() for part in (f"--{name}", str(value))]
+
+
+def few_steps(data: Path, scratch: str, output: Path, **values: Any) -> list[str]:
+    """Six steps of sixteen images: two epochs."""
+    defaults = {"from_scratch": scratch, "per_device_train_batch_size": 16, "max_steps": 6, "learning_rate": 1e-3}
+    return flags(data, output, **(defaults | values))
 
 
 def run(argv: list[str]) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from classification_runs import ENVIRONMENT, configuration, digits, flags
-from families import PVT_V2
+from classification_runs import ENVIRONMENT, digits, flags, too_small
 
 KILLS = 20
 STEPS = 8
@@ -87,8 +86,7 @@ print(json.dumps({"killed": killed, "torn": torn, "finished": finished}))
 def argv(tmp_path: Path) -> list[str]:
     """Eight steps of two epochs with mixing, drop path and repeated augmentation, and a checkpoint after each."""
     data = digits(tmp_path / "data", 32, 4)
-    overrides = {"hidden_sizes": (8, 16, 20, 32), "mlp_ratios": (2, 2, 2, 2), "drop_path_rate": 0.2}
-    scratch = configuration(PVT_V2, tmp_path, **overrides)
+    scratch = too_small(tmp_path, drop_path_rate=0.2)
     recipe = {"recipe": "pvt-imagenet", "learning_rate": 1e-3, "per_device_train_batch_size": 8, "max_steps": STEPS}
     saving = {"checkpointing_steps": 1, "checkpoints_total_limit": 2, "ema_decay": 0.9, "logging_steps": 4}
     return [*flags(data, tmp_path / "out", from_scratch=scratch, **recipe, **saving), "--resume"]

@@ -14,8 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from classification_runs import ENVIRONMENT, SCRIPT, configuration, digits, flags, launch, results, run, weights
-from families import PVT_V2
+from classification_runs import ENVIRONMENT, SCRIPT, digits, flags, launch, results, run, too_small, weights
 from PIL import Image
 from training.arguments import DataArguments, RunArguments
 from training.feed import Feed
@@ -28,8 +27,7 @@ from training.sources import open_split
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> str:
-    overrides = {"hidden_sizes": (8, 16, 20, 32), "mlp_ratios": (2, 2, 2, 2)}
-    return configuration(PVT_V2, tmp_path, **overrides)
+    return too_small(tmp_path)
 
 
 def test_two_processes_are_one_with_the_joint_batch(tiny: str, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Bad files stop a run with a sentence that names them, or are skipped, counted and listed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from classification_runs import digits, few_steps, launch, run, too_small
+from training.images import BadImageError
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits(tmp_path_factory.mktemp("small"), 48, 20)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return too_small(tmp_path_factory.mktemp("tiny"))
+
+
+BAD = {
+    "empty.png": b"",
+    "notes.txt": b"no image",
+    "cut.png": None,
+}
+
+
+def a_class(root: Path, part: str) -> Path:
+    return min((root / part).iterdir())
+
+
+def spoiled(root: Path, part: str) -> dict[str, Path]:
+    """Three bad files beside the digits of one class."""
+    folder = a_class(root, part)
+    cut = next(folder.glob("*.png")).read_bytes()[:80]
+    for name, content in BAD.items():
+        (folder / name).write_bytes(cut if content is None else content)
+    return {name: folder / name for name in BAD}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_stops_the_run(workers: int, tiny: str, tmp_path: Path) -> None:
+    data = digits(tmp_path / "data", 48, 20)
+    bad = a_class(data, "train") / "empty.png"
+    bad.touch()
+    with pytest.raises(BadImageError) as caught:
+        run(few_steps(data, tiny, tmp_path / "out", dataloader_num_workers=workers, num_train_epochs=3, max_steps=None))
+    assert f"{bad} is empty." in str(caught.value)
+
+
+def test_an_expected_error_is_one_line(tiny: str, tmp_path: Path) -> None:
+    """Of a worker process, too; and nothing looks as if there were a model."""
+    data = digits(tmp_path / "data", 48, 20)
+    bad = a_class(data, "validation") / "notes.txt"
+    bad.write_text("no image")
+    process = launch(few_steps(data, tiny, tmp_path / "out", max_steps=1, dataloader_num_workers=1))
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[-1] == f"error: {bad} is not an image."
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_skipped_counted_and_listed(
+    workers: int, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = digits(tmp_path / "data", 48, 20)
+    training, validation = spoiled(data, "train"), spoiled(data, "validation")
+    values = {"on_bad_image": "skip", "dataloader_num_workers": workers, "max_steps": None, "num_train_epochs": 4}
+    record = run(few_steps(data, tiny, tmp_path / "out", **values))
+    assert record["bad_images"].keys() == {str(path) for path in (*training.values(), *validation.values())}
+    assert record["bad_images"][str(training["empty.png"])] == "is empty"
+    assert record["metrics"]["examples"] == 20  # those that are images
+    assert "6 bad images were skipped:" in caplog.text
+    assert f"{validation['notes.txt']} is not an image" in caplog.text
+
+
+def test_a_class_without_images(tiny: str, tmp_path: Path) -> None:
+    data = digits(tmp_path / "data", 48, 20)
+    (data / "train" / "ten").mkdir()
+    with pytest.raises(ValueError) as caught:
+        run(few_steps(data, tiny, tmp_path / "out"))
+    assert str(caught.value) == f"the class folder {data / 'train' / 'ten'} has no images; fill or remove it."
+
+
+def test_a_validation_class_that_training_has_not(tiny: str, tmp_path: Path) -> None:
+    data = digits(tmp_path / "data", 48, 20)
+    a_class(data, "validation").rename(data / "validation" / "zero")
+    with pytest.raises(ValueError, match=r"zero/\d+\.png has the label 'zero', which is none of the 10 labels\."):
+        run(few_steps(data, tiny, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_dir": "nowhere"}, "there is no folder nowhere."),
+        ({"train_dir": None}, "there is no training data; give --train_dir, --train_files or --dataset_name."),
+        ({"train_dir": None, "train_files": "gone*.tar"}, "no file matches gone*.tar."),
+        ({"from_scratch": None}, "say where to start: either --model_name_or_path or --from_scratch."),
+        ({"from_scratch": "pvt-v3"}, "unknown variant 'pvt-v3', expected one of: pvt-tiny, "),
+        ({"per_device_train_batch_size": 49}, "the training data has 48 samples, fewer than one step takes (49 = "),
+    ],
+    ids=["folder", "no data", "no file", "no model", "no variant", "batch"],
+)
+def test_what_cannot_be_run(values: dict[str, Any], message: str, small: Path, tiny: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, OSError)) as caught:
+        run(few_steps(small, tiny, tmp_path, **values))
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)

@@ -1,0 +1,168 @@
+"""The loop: resumed, divided, averaged and mixed runs end where they should; what is not a number ends at once.
+
+Kills are in test_training_kill.py, several processes and streams in test_training_processes.py.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from classification_runs import digits, few_steps, run, too_small, weights
+from run_image_classification import Classification
+from safetensors.torch import load_file
+from torch import nn
+from training.checkpoints import CheckpointError
+from training.launch import TrainingError
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits(tmp_path_factory.mktemp("small"), 48, 20)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return too_small(tmp_path_factory.mktemp("tiny"))
+
+
+def test_workers_and_accumulation_do_not_change_the_outcome(small: Path, tiny: str, tmp_path: Path) -> None:
+    base = {"drop_path_rate": 0.0, "learning_rate": 1e-3}
+    run(few_steps(small, tiny, tmp_path / "one", **base))
+    run(few_steps(small, tiny, tmp_path / "workers", dataloader_num_workers=2, **base))
+    torch.testing.assert_close(weights(tmp_path / "workers"), weights(tmp_path / "one"), rtol=0, atol=0)
+    parts = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    run(few_steps(small, tiny, tmp_path / "parts", **(base | parts)))
+    torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
+
+
+def test_mixed_precision(small: Path, tiny: str, tmp_path: Path) -> None:
+    """Products in bfloat16 move the outcome by their rounding; what is saved is float32."""
+    exact = run(few_steps(small, tiny, tmp_path / "exact"))
+    mixed = run(few_steps(small, tiny, tmp_path / "mixed", mixed_precision="bf16"))
+    assert exact["arguments"]["mixed_precision"] is None and mixed["arguments"]["mixed_precision"] == "bf16"
+    expected, found = weights(tmp_path / "exact"), weights(tmp_path / "mixed")
+    assert {weight.dtype for weight in found.values()} == {torch.float32}
+    difference = max((found[name] - expected[name]).abs().max() for name in expected)
+    assert 0 < difference < 2 * 6 * 1e-3  # Adam moves each weight by the rate at most
+
+
+def test_recomputed_activations_give_the_same_gradients(small: Path, tiny: str, tmp_path: Path) -> None:
+    run(few_steps(small, tiny, tmp_path / "plain", max_steps=3))
+    run(few_steps(small, tiny, tmp_path / "less", max_steps=3, gradient_checkpointing=True, channels_last=True))
+    torch.testing.assert_close(weights(tmp_path / "less"), weights(tmp_path / "plain"), rtol=0, atol=1e-5)
+
+
+def test_the_moving_average(small: Path, tiny: str, tmp_path: Path) -> None:
+    """What is saved is the average of the weights after each step: the first step's, then a fifth of each new one."""
+    every = {"checkpointing_steps": 1, "max_steps": 4, "learning_rate": 1e-2}
+    run(few_steps(small, tiny, tmp_path, ema_decay=0.8, **every))
+    name = "pvt_v2.encoder.layers.3.blocks.0.mlp.dense1.weight"
+    steps = [load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")[name] for step in range(1, 5)]
+    average = steps[0]
+    for weight in steps[1:]:
+        average = 0.8 * average + 0.2 * weight
+    saved = weights(tmp_path)[name]
+    torch.testing.assert_close(saved, average)
+    assert not torch.allclose(saved, steps[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_resume_in_the_middle_of_an_epoch(ema_decay: float | None, small: Path, tiny: str, tmp_path: Path) -> None:
+    """Bit for bit, with mixing, drop path and repeated augmentation."""
+    values = {"recipe": "pvt-imagenet", "max_steps": 7, "checkpointing_steps": 2, "ema_decay": ema_decay}
+    run(few_steps(small, tiny, tmp_path / "whole", **values))
+    for folder in ("checkpoint-6", "checkpoint-7", "model"):
+        (tmp_path / "whole" / folder).rename(tmp_path / folder)
+    run([*few_steps(small, tiny, tmp_path / "whole", **values), "--resume"])
+    for name in ("model", "checkpoint-6"):
+        again, before = (root / name / "model.safetensors" for root in (tmp_path / "whole", tmp_path))
+        assert again.read_bytes() == before.read_bytes()
+
+
+def test_resume_with_other_arguments_is_refused(small: Path, tiny: str, tmp_path: Path) -> None:
+    run(few_steps(small, tiny, tmp_path, max_steps=2, checkpointing_steps=1, checkpoints_total_limit=1))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]
+    other = few_steps(small, tiny, tmp_path, max_steps=3, seed=1, per_device_train_batch_size=8)
+    with pytest.raises(CheckpointError) as caught:
+        run([*other, "--resume"])
+    assert (
+        "belongs to another run: global_batch was 16 and is 8; max_steps was 2 and is 3; seed was 0 and is 1."
+        in str(caught.value)
+    )
+    with pytest.raises(ValueError, match=r"has checkpoints; continue with --resume, or choose another folder\."):
+        run(few_steps(small, tiny, tmp_path, max_steps=2))
+
+
+def test_resume_with_another_share_of_the_same_batch(small: Path, tiny: str, tmp_path: Path) -> None:
+    """What does not change the weights may change, such as how a step's images are divided."""
+    values = {"max_steps": 5, "drop_path_rate": 0.0, "checkpointing_steps": 1, "learning_rate": 1e-3}
+    run(few_steps(small, tiny, tmp_path / "out", **values))
+    whole = weights(tmp_path / "out")
+    divided = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    first = {"resume_from_checkpoint": tmp_path / "out" / "checkpoint-1", "checkpointing_steps": None}
+    assert run(few_steps(small, tiny, tmp_path / "out", **(values | divided | first)))["steps"] == 5
+    torch.testing.assert_close(weights(tmp_path / "out"), whole, rtol=0, atol=1e-5)
+
+
+def no_number(loss: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    return loss * torch.nan
+
+
+def no_gradient(loss: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """The value of the loss, whose gradient is not a number: the root's slope at zero."""
+    weight = next(model.parameters())
+    return loss + (weight - weight.detach()).square().sum().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (no_number, "the loss is nan in step 4, at learning rate 0.0005"),
+        (no_gradient, "the weights are no longer finite after an update in step 4, at learning rate 0.0005"),
+    ],
+)
+def test_what_is_not_a_number_stops_the_run(
+    spoil: Callable[..., torch.Tensor],
+    what: str,
+    small: Path,
+    tiny: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the fourth step of six, where half of the cosine is over, before the checkpoint after it."""
+    losses = []
+    healthy = Classification.loss
+
+    def loss(self: Classification, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        losses.append(healthy(self, model, batch))
+        return spoil(losses[-1], model) if len(losses) == 4 else losses[-1]
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    with pytest.raises(TrainingError) as caught:
+        run(few_steps(small, tiny, tmp_path, warmup_steps=0, checkpointing_steps=2))
+    last = tmp_path / "checkpoint-2"
+    assert str(caught.value).startswith(f"{what}; the last good checkpoint is {last}. Lower --learning_rate, ")
+    assert sorted(tmp_path.glob("checkpoint-*")) == [last] and not (tmp_path / "model").exists()
+
+
+def test_without_a_checkpoint_none_is_named(
+    small: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(self: Classification, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return no_number(next(model.parameters()).sum(), model)
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    with pytest.raises(TrainingError, match=r"^the loss is nan in step 1, .*; there is no checkpoint\. "):
+        run(few_steps(small, tiny, tmp_path, logging_steps=5))
+
+
+def test_evaluation_and_checkpoints_by_epochs(
+    small: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        run(few_steps(small, tiny, tmp_path, eval_steps="epoch", checkpointing_steps="epoch"))
+    assert re.findall(r"step (\d+): top1_accuracy", caplog.text) == ["3", "6"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
