@@ -3,6 +3,7 @@
 Kills are in test_training_kill.py, several processes and streams in test_training_processes.py.
 """
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from classification_runs import digits, few_steps, run, too_small, weights
 from run_image_classification import Classification
 from safetensors.torch import load_file
@@ -166,3 +168,16 @@ def test_evaluation_and_checkpoints_by_epochs(
         run(few_steps(small, tiny, tmp_path, eval_steps="epoch", checkpointing_steps="epoch"))
     assert re.findall(r"step (\d+): top1_accuracy", caplog.text) == ["3", "6"]
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_trackers_are_told(small: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every tracker of accelerate gets: the arguments first, then losses, rates and scores by their step."""
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name, config: told.append((name, config)))
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: told.append((step, values)))
+    record = run(few_steps(small, tiny, tmp_path / "digits", logging_steps=2, eval_steps=3, warmup_steps=0))
+    name, config = told[0]
+    assert name == "digits" and config["learning_rate"] == 1e-3 and config["max_grad_norm"] == "None"
+    assert [step for step, _ in told[1:]] == [2, 3, 4, 6, 6]
+    assert told[1][1]["learning_rate"] == pytest.approx(1e-3 * (1 + math.cos(math.pi / 6)) / 2)
+    assert told[-1][1] == {k: v for k, v in record["metrics"].items() if k != "examples"}

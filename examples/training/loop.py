@@ -74,6 +74,9 @@ class Loop:
         self.evaluate_every = every(run.eval_steps, steps_per_epoch, "eval_steps")
         self.average = self._moving_average(model)
         self.model, self.optimizer = self._prepare(model)
+        # Trackers take plain values only.
+        plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in identity.items()}
+        accelerator.init_trackers(self.output_dir.absolute().name, config=plain)
         self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []  # of the steps since the last look, on the device
         self.bad: dict[str, str] = {}
