@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.pvt import modeling_pvt as stock_pvt
 from transformers.models.pvt_v2 import modeling_pvt_v2 as stock_pvt_v2
+from transformers.utils import logging
 
 import hf_pvt
 from hf_pvt.original_layouts import LAYOUTS, Layout, to_original
@@ -72,9 +73,15 @@ def run(*arguments: object) -> None:
 
 
 def command(main: Callable[[], None], *arguments: object) -> None:
+    """Run a script's main; it quietens Transformers for its own process, which here is the tests'."""
+    verbosity = logging.get_verbosity()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        main()
+        try:
+            main()
+        finally:
+            logging.set_verbosity(verbosity)
+            logging.enable_progress_bar()
 
 
 def failure(*arguments: object) -> str:
