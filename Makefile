@@ -7,6 +7,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+# Each set of packages has those before it.
+HAS_demo := demo
+HAS_test := demo test
+HAS_dev := demo test dev
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-oldest check format readme cards verify benchmark
@@ -45,10 +49,10 @@ verify: $(VENV)/test.installed  ## convert all 30 published checkpoints, there a
 benchmark: $(VENV)/test.installed  ## forward passes against the peers; leave the machine idle
 	$(BIN)/python -m benchmarks.forward
 
-$(VENV)/%.installed: pyproject.toml
+$(VENV)/demo.installed $(VENV)/test.installed $(VENV)/dev.installed: $(VENV)/%.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) --editable ".[$*]"
-	@touch $@
+	@touch $(addprefix $(VENV)/,$(addsuffix .installed,$(HAS_$*)))
 
 $(OLDEST)/test.installed: pyproject.toml
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)

@@ -8,6 +8,7 @@ maps of a photograph at a size and ratio the model has never seen.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -27,6 +28,7 @@ import hf_pvt
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+GOAL = 0.97  # accuracy
 IMAGE_SIZE = 32
 PHOTO_SIZE = (512, 768)
 
@@ -138,6 +140,8 @@ def main() -> None:
     draw(test_images, test_labels, predictions, folder, picture)
     print(f"test accuracy: {correct / len(test_labels):.2%} ({correct} of {len(test_labels)} held-out digits)")
     print(f"model: {folder}\npicture: {picture}")
+    if correct < GOAL * len(test_labels):
+        sys.exit(f"the accuracy is below {GOAL:.0%}, which the default number of epochs reaches.")
 
 
 if __name__ == "__main__":

@@ -159,11 +159,13 @@ STANDINS = {
     "srun": 'shift; SLURM_NODEID=0 "$@" & first=$!; SLURM_NODEID=1 "$@" && wait $first',
 }
 WHO = """
-import sys
+import os, sys
+from pathlib import Path
 from accelerate import Accelerator
 
 accelerator = Accelerator(cpu=True)
-print(accelerator.process_index, accelerator.num_processes, *sys.argv[1:], flush=True)
+found = " ".join(map(str, [accelerator.num_processes, *sys.argv[1:]]))
+Path(os.environ["WHO"], f"process-{accelerator.process_index}").write_text(found)
 """
 
 
@@ -181,10 +183,11 @@ def test_sbatch_starts_a_process_on_each_node(tmp_path: Path) -> None:
         "SLURM_GPUS_ON_NODE": "1",
         "FIRST_NODE": "127.0.0.1",
         "ACCELERATE_USE_CPU": "true",
+        "WHO": str(tmp_path),
         "PATH": os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     command = ["bash", str(SBATCH), str(tmp_path / "who.py"), "--output_dir", "a folder"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if not line.startswith("[Gloo]")]
-    assert sorted(lines) == ["0 2 --output_dir a folder", "1 2 --output_dir a folder"]
+    found = {path.name: path.read_text() for path in tmp_path.glob("process-*")}
+    assert found == dict.fromkeys(("process-0", "process-1"), "2 --output_dir a folder")

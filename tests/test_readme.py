@@ -50,10 +50,10 @@ def test_commands() -> None:
         assert named <= targets
 
 
-def run(script: str, *arguments: Any) -> str:
+def run(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "examples" / script, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the tests share the cores
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def percentage(name: str, output: str) -> float:
@@ -67,10 +67,14 @@ def colours_of(path: Path) -> int:
         return len(picture.convert("RGB").getcolors(2**24))
 
 
+# `make test` runs the demos whole before these tests; they fail where they miss their goal.
+
+
 def test_demo_classification(tmp_path: Path) -> None:
-    """A shortened run of the main job learns, saves, loads and draws."""
-    output = run("demo_classification.py", "--epochs", 12, "--output_dir", tmp_path)
-    assert percentage("test accuracy", output) >= 97
+    """A run of two epochs saves, loads and draws, has learnt something, and says that it is not enough."""
+    result = run("demo_classification.py", "--epochs", 2, "--output_dir", tmp_path)
+    assert 20 <= percentage("test accuracy", result.stdout) < 97
+    assert result.returncode == 1 and "the accuracy is below 97%" in result.stderr
     assert {file.name for file in (tmp_path / "digits-pvt-v2").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json"
     }  # fmt: skip
@@ -78,9 +82,10 @@ def test_demo_classification(tmp_path: Path) -> None:
 
 
 def test_demo_segmentation(tmp_path: Path) -> None:
-    """A third of the segmenter's run: it has learnt most of the digits (the whole run: 60 % and more)."""
-    output = run("demo_segmentation.py", "--steps", 400, "--output_dir", tmp_path)
-    assert percentage("mean IoU", output) >= 35
+    """The same of some steps of the segmenter; all background would be 8 %."""
+    result = run("demo_segmentation.py", "--steps", 60, "--output_dir", tmp_path)
+    assert 8 <= percentage("mean IoU", result.stdout) < 60
+    assert result.returncode == 1 and "the mean IoU is below 60%" in result.stderr
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_p2t.py"} <= {
         file.name for file in (tmp_path / "digit-scenes-p2t").iterdir()
     }

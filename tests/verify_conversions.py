@@ -8,6 +8,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +40,9 @@ class Result:
         return self.bit_equal and (self.error is None or self.error < reference.tolerance(self.variant))
 
 
-def run(script: str, *arguments: object) -> str:
+def run(script: str, *arguments: object) -> None:
     """A command of conversion/, in a process of its own."""
-    command = [sys.executable, str(ROOT / "conversion" / script), *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    subprocess.run([sys.executable, str(ROOT / "conversion" / script), *map(str, arguments)], check=True)
 
 
 def published_file(variant: str, task: str) -> tuple[str, dict[str, torch.Tensor]]:
@@ -53,8 +53,8 @@ def published_file(variant: str, task: str) -> tuple[str, dict[str, torch.Tensor
     return f"fpn_{name}.pth", reference.segmentation_checkpoint(variant)
 
 
-def verify(variant: str, task: str, folder: Path) -> Result:
-    """One checkpoint, there and back."""
+def verify(variant: str, task: str, folder: Path, run: Callable[..., None] = run) -> Result:
+    """One checkpoint, there and back; `run` takes the name of a command and its arguments."""
     name, weights = published_file(variant, task)
     torch.save(weights if task == "classification" else {"meta": {}, "state_dict": weights}, folder / name)
     run("convert.py", folder / name, folder / "converted")
