@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Subset
 
 import hf_pvt
 from hf_pvt.image_inputs import as_label_map
@@ -19,7 +18,6 @@ from hf_pvt.image_inputs import as_label_map
 from . import sources
 from .arguments import DataArguments
 from .images import BadImageError, Source, decode_image, open_image
-from .order import EpochOrder
 
 IGNORED = 255
 # Folders of ADE20K and MMSegmentation, and those of the other layout.
@@ -123,13 +121,7 @@ def open_label_maps(data: DataArguments, mask_column: str | None, seed: int) -> 
             for example in pairs if isinstance(pairs, Pairs) else ():
                 if example.mask is None:
                     raise BadImageError(example.name, f"has no mask in {example.mask_name}")
-    if validation is not None or not data.train_val_split:
-        return training, validation
-    if data.streaming:
-        raise ValueError("--train_val_split needs data of a known length; give --validation_files for a stream.")
-    indices = EpochOrder(len(training), 1, seed).indices(0).tolist()
-    held_out = max(1, round(data.train_val_split * len(training)))
-    return Subset(training, indices[held_out:]), Subset(training, indices[:held_out])
+    return (training, validation) if validation is not None else sources.held_out(training, data, seed)
 
 
 def _open_split(data: DataArguments, mask_column: str | None, training: bool) -> Pairs | Rows | None:

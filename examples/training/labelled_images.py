@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from torch.utils.data import Subset
 
 import hf_pvt
 
 from . import sources
 from .arguments import DataArguments
-from .order import EpochOrder
 
 # The image's file (path, bytes or row), its name for messages, its label.
 Example = tuple[Any, str, int]
@@ -93,13 +91,7 @@ def open_images(
     rows = sources.open_split(data, training=False)
     if rows is not None:
         return training, Rows(rows, column, labels), labels
-    if not data.train_val_split:
-        return training, None, labels
-    if data.streaming:
-        raise ValueError("--train_val_split needs data of a known length; give --validation_files for a stream.")
-    indices = EpochOrder(len(training), 1, seed).indices(0).tolist()
-    held_out = max(1, round(data.train_val_split * len(training)))
-    return Subset(training, indices[held_out:]), Subset(training, indices[:held_out]), labels
+    return *sources.held_out(training, data, seed), labels
 
 
 def _label_column(rows: Any) -> str:

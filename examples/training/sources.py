@@ -7,8 +7,10 @@ from typing import Any
 
 import datasets
 from datasets.distributed import split_dataset_by_node
+from torch.utils.data import Subset
 
 from .arguments import DataArguments
+from .order import EpochOrder
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
@@ -94,3 +96,18 @@ def class_folders(root: str) -> dict[str, list[Path]]:
         if not files:
             raise ValueError(f"the class folder {Path(root) / name} has no images; fill or remove it.")
     return classes
+
+
+def held_out(examples: Any, data: DataArguments, seed: int) -> tuple[Any, Any]:
+    """The examples to train on, and the share `data.train_val_split` of them to validate on; None without one.
+
+    Raises:
+        ValueError: a stream, which has no length to take a share of.
+    """
+    if not data.train_val_split:
+        return examples, None
+    if data.streaming:
+        raise ValueError("--train_val_split needs data of a known length; give --validation_files for a stream.")
+    indices = EpochOrder(len(examples), 1, seed).indices(0).tolist()
+    count = max(1, round(data.train_val_split * len(examples)))
+    return Subset(examples, indices[count:]), Subset(examples, indices[:count])
