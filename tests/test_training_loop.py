@@ -57,6 +57,17 @@ def test_recomputed_activations_give_the_same_gradients(small: Path, tiny: str, 
     torch.testing.assert_close(weights(tmp_path / "less"), weights(tmp_path / "plain"), rtol=0, atol=1e-5)
 
 
+def test_compiled(small: Path, tiny: str, tmp_path: Path) -> None:
+    """Compiled code trains to the same weights, under the same names."""
+    plain = {"drop_path_rate": 0.0, "max_steps": 2}
+    run(few_steps(small, tiny, tmp_path / "eager", **plain))
+    torch._dynamo.utils.counters.clear()
+    run(few_steps(small, tiny, tmp_path / "compiled", compile=True, **plain))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+    torch.testing.assert_close(weights(tmp_path / "compiled"), weights(tmp_path / "eager"), rtol=0, atol=1e-4)
+
+
 def test_the_moving_average(small: Path, tiny: str, tmp_path: Path) -> None:
     """What is saved is the average of the weights after each step: the first step's, then a fifth of each new one."""
     every = {"checkpointing_steps": 1, "max_steps": 4, "learning_rate": 1e-2}
