@@ -1,4 +1,4 @@
-"""Back again: a repository in the layout of the published checkpoint, equal to the source to the bit.
+"""Back again: a repository in the layout of the published checkpoint, every tensor equal to the source to the bit.
 
     python conversion/export_original.py out/pvt-v2-b2 pvt_v2_b2.pth
     python conversion/export_original.py org/p2t-small-ade20k fpn_p2t_small.pth

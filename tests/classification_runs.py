@@ -92,28 +92,11 @@ def reset() -> None:
 
 def launch(argv: list[str], processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own, or in several that talk through gloo."""
-    command = [sys.executable, str(SCRIPT), *argv]
-    if processes > 1:
-        launcher = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            str(processes),
-        ]
-        command = [
-            *launcher,
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--main_process_port",
-            "0",
-            *command[1:],
-        ]
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+    launcher += ["--num_processes", str(processes), "--main_process_port", "0"]  # a free port
+    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *argv]
     return subprocess.run(
-        command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, check=False
+        command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240
     )
 
 

@@ -377,7 +377,9 @@ def test_label_names(rooms: Path, tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"1": "b", "0": "a"}')
     assert label_names(data, str(tmp_path / "names.json")) == ["a", "b"]
     assert label_names(data, "ade20k")[0] == "wall" and len(label_names(data, "ade20k")) == 150
-    with pytest.raises(ValueError, match="the labels have no names; give --labels"):
+    with pytest.raises(
+        ValueError, match="the labels have no names; write .* to labels.json beside the data, or give --labels"
+    ):
         label_names(DataArguments(train_dir=str(tmp_path)), None)
     (tmp_path / "names.json").write_text('{"1": "b"}')
     with pytest.raises(ValueError, match=r"names\.json holds no names of labels, expected a list or"):

@@ -95,6 +95,15 @@ def test_resume_in_the_middle_of_an_epoch(ema_decay: float | None, small: Path, 
         assert again.read_bytes() == before.read_bytes()
 
 
+def test_a_finished_run_is_not_replaced(small: Path, tiny: str, tmp_path: Path) -> None:
+    record = run(few_steps(small, tiny, tmp_path, max_steps=1))
+    assert record["peak_learning_rate"] == 1e-3
+    before = weights(tmp_path)
+    with pytest.raises(ValueError, match="has the model of another run; choose another folder"):
+        run(few_steps(small, tiny, tmp_path, max_steps=1, seed=1))
+    torch.testing.assert_close(weights(tmp_path), before, rtol=0, atol=0)
+
+
 def test_resume_with_other_arguments_is_refused(small: Path, tiny: str, tmp_path: Path) -> None:
     run(few_steps(small, tiny, tmp_path, max_steps=2, checkpointing_steps=1, checkpoints_total_limit=1))
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]

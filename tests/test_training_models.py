@@ -1,5 +1,6 @@
 """Where training starts: random weights, saved folders, published files; and what becomes of their labels."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,12 @@ def test_from_scratch(tmp_path: Path) -> None:
     for start, scratch in ((None, None), ("a", "b")):
         with pytest.raises(ValueError, match="either --model_name_or_path or --from_scratch"):
             open_model(CLASSIFIER, start, scratch, NAMES, seed=0)
+
+
+@pytest.mark.parametrize("start", ["pvt_v2_b1.pth", "out/pvt-v2-b0", "./pvt-v2-b0", "/nowhere/pvt-v2-b0"])
+def test_a_path_that_is_not_there(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told at once, without asking the Hub for a repository of that name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"there is no file or folder {re.escape(start)} to start from"):
+        open_model(CLASSIFIER, start, None, NAMES, 0)

@@ -92,11 +92,12 @@ def check(optimization: OptimizationArguments, run: RunArguments) -> None:
 
 
 def data_name(data: DataArguments) -> str:
-    """What to call the training data: its id, or the last two names of its folder."""
+    """What to call the training data: its id, or its folder, with the one above where it is but a split."""
     if data.dataset_name:
         return data.dataset_name
     folder = data.train_dir or Path((data.train_files or [""])[0]).parent
-    return "/".join(Path(folder).absolute().parts[-2:])
+    *_, above, name = ("", *Path(folder).absolute().parts)
+    return f"{above}/{name}" if name in ("train", "training", "images") else name
 
 
 def every(value: str | None, steps_per_epoch: int | None, name: str) -> int | None:

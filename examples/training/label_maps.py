@@ -214,7 +214,9 @@ def label_names(data: DataArguments, given: str | None) -> list[str]:
     if not path.is_file():
         if given:
             raise FileNotFoundError(f"there is no file {path} of labels.")
-        raise ValueError('the labels have no names; give --labels, a JSON file {"0": name, ...} or "ade20k".')
+        raise ValueError(
+            'the labels have no names; write {"0": name, ...} to labels.json beside the data, or give --labels.'
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = content if isinstance(content, list) else [content[str(label)] for label in range(len(content))]

@@ -266,6 +266,8 @@ class Loop:
                 raise ValueError(
                     f"{self.output_dir} has checkpoints; continue with --resume, or choose another folder."
                 )
+            if (self.output_dir / "model").exists():
+                raise ValueError(f"{self.output_dir} has the model of another run; choose another folder.")
             return
         found = checkpoints.agreed(self.accelerator, self.output_dir, chosen)
         if found is None:

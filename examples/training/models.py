@@ -50,6 +50,7 @@ def open_model(
         known = scratch in hf_pvt.VARIANTS or not Path(scratch).exists()
         make = hf_pvt.variant_config if known else AutoConfig.from_pretrained
         return _fresh(auto_class, make(scratch, **fields, **labels), seed)
+    check_path(str(start))
     if Path(str(start)).is_file():
         model = hf_pvt.load_original(str(start), **fields)
     else:
@@ -65,6 +66,14 @@ def open_model(
     if keep_classifier:
         raise ValueError(f"--keep_classifier: {start} has {len(have)} labels, the data {len(names)}.")
     return _with_labels(model, auto_class, labels, seed, str(start))
+
+
+def check_path(start: str) -> None:
+    """Raise FileNotFoundError for what is meant as a path, and not there: the Hub need not be asked for it."""
+    path = Path(start)
+    is_path = path.suffix in (".pth", ".pt", ".bin", ".safetensors") or path.is_absolute() or start.startswith(".")
+    if not path.exists() and (is_path or (path.parent != Path() and path.parent.is_dir())):
+        raise FileNotFoundError(f"there is no file or folder {start} to start from.")
 
 
 def _fresh(auto_class: Any, config: Any, seed: int) -> PreTrainedModel:

@@ -68,7 +68,8 @@ class EpochOrder:
         if length < global_batch:
             raise ValueError(
                 f"the training data has {length} samples, fewer than one step takes ({global_batch} = processes x "
-                "per_device_train_batch_size x gradient_accumulation_steps); choose a smaller batch."
+                "per_device_train_batch_size x gradient_accumulation_steps); choose a smaller "
+                "--per_device_train_batch_size."
             )
         self.length, self.global_batch, self.seed, self.copies = length, global_batch, seed, copies
         self.steps_per_epoch = length // global_batch

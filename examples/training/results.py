@@ -55,13 +55,14 @@ def finish(
         numbers = {name: value for name, value in loop.metrics.items() if isinstance(value, float)}
         name = arguments["hub_model_id"] or loop.output_dir.absolute().name
         facts = _facts(loop.identity) | {"steps": steps, "processes": processes}
-        card = model_card(name, model, task, start, data, numbers, facts)
+        card = model_card(name, arguments["hub_model_id"], model, task, start, data, numbers, facts)
         folder = loop.output_dir / "model"
         save_model(model, weights, processor, card, folder)
         results = {
             "metrics": loop.metrics,
             "steps": steps,
             "num_processes": processes,
+            "peak_learning_rate": loop.schedule.peak,
             "train_seconds": loop.seconds,
             "images_per_second": images / loop.seconds if loop.seconds else None,
             "peak_memory_gib": loop.memory(),
@@ -76,6 +77,8 @@ def finish(
         logger.info(f"the model is in {folder}")
         if arguments["push_to_hub"]:
             logger.info(f"uploaded to {push(folder, arguments['hub_model_id'])}")
+    # All leave together. PyTorch 2.8's gloo waits forever where a process leaves just after a collective.
+    loop.accelerator.wait_for_everyone()
     loop.accelerator.end_training()
 
 
@@ -118,6 +121,7 @@ def save_model(
 
 def model_card(
     name: str,
+    repository: str | None,
     model: PreTrainedModel,
     task: str,
     start: str | None,
@@ -128,6 +132,7 @@ def model_card(
     """A card in Markdown.
 
     Args:
+        repository: where the folder is uploaded to.
         task: the pipeline's tag, such as "image-classification".
         start: the checkpoint or repository that training started from, None from scratch.
         metrics: our own measurements on the validation data, which go into the index of results.
@@ -154,6 +159,7 @@ def model_card(
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
         name=name,
+        repository=repository,
         model=model,
         task=task,
         start=start,
