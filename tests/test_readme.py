@@ -71,10 +71,10 @@ def colours_of(path: Path) -> int:
 
 
 def test_demo_classification(tmp_path: Path) -> None:
-    """A run of two epochs saves, loads and draws, has learnt something, and says that it is not enough."""
-    result = run("demo_classification.py", "--epochs", 2, "--output_dir", tmp_path)
-    assert 20 <= percentage("test accuracy", result.stdout) < 97
-    assert result.returncode == 1 and "the accuracy is below 97%" in result.stderr
+    """A shortened run of the main job learns, saves, loads and draws."""
+    result = run("demo_classification.py", "--epochs", 12, "--output_dir", tmp_path)
+    assert percentage("test accuracy", result.stdout) >= 97
+    assert result.returncode == 0, result.stderr
     assert {file.name for file in (tmp_path / "digits-pvt-v2").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json"
     }  # fmt: skip
@@ -82,9 +82,9 @@ def test_demo_classification(tmp_path: Path) -> None:
 
 
 def test_demo_segmentation(tmp_path: Path) -> None:
-    """The same of some steps of the segmenter; all background would be 8 %."""
-    result = run("demo_segmentation.py", "--steps", 60, "--output_dir", tmp_path)
-    assert 8 <= percentage("mean IoU", result.stdout) < 60
+    """Less than half of the segmenter's run: it has learnt most of the digits, and says that it is not enough."""
+    result = run("demo_segmentation.py", "--steps", 400, "--output_dir", tmp_path)
+    assert 35 <= percentage("mean IoU", result.stdout) < 60
     assert result.returncode == 1 and "the mean IoU is below 60%" in result.stderr
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_p2t.py"} <= {
         file.name for file in (tmp_path / "digit-scenes-p2t").iterdir()

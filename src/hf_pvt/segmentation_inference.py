@@ -47,14 +47,16 @@ def segment_sliding(
         stride: pixels from one window to the next; two thirds of the window unless given.
 
     Raises:
-        ValueError: a window or stride that is no multiple of 4, a window that is not 4 pixels larger than the model's
-            minimum, or a stride larger than the window.
+        ValueError: a window or stride that is no multiple of 4, smaller than the model's minimum (also at the image's
+            end), or a stride larger than the window.
     """
     window = (window, window) if isinstance(window, int) else window
     if stride is None:
         stride = (2 * window[0] // 3 // CELL * CELL, 2 * window[1] // 3 // CELL * CELL)
     stride = (stride, stride) if isinstance(stride, int) else stride
-    check_window(window, stride, model.config.minimum_image_size)
+    minimum = model.config.minimum_image_size
+    check_window(window, stride, minimum)
+    check_last_window((image.shape[-2], image.shape[-1]), window, minimum)
     if image.shape[-2] <= window[0] and image.shape[-1] <= window[1]:
         return segment(model, image)
     label_maps = torch.empty((image.shape[0], *image.shape[-2:]), dtype=torch.int64, device=image.device)
@@ -126,12 +128,21 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def check_window(window: Size, stride: Size, minimum: int) -> None:
-    minimum += CELL  # the last window ends with the image, which may cut its last cell
     for length, step in zip(window, stride, strict=True):
         if length < minimum or length % CELL or step % CELL or not 0 < step <= length:
             raise ValueError(
                 f"window {window} and stride {stride} do not fit: both must be multiples of {CELL}, the window at "
                 f"least {minimum} pixels, the stride positive and at most the window."
+            )
+
+
+def check_last_window(size: Size, window: Size, minimum: int) -> None:
+    """The last window begins at a cell and ends with the image, which may cut up to three pixels of it."""
+    for side, length in zip(size, window, strict=True):
+        if side > length and length - (length - side) % CELL < minimum:
+            raise ValueError(
+                f"a window of {length} pixels leaves less than the model's minimum of {minimum} at the end of a side "
+                f"of {side}; choose a window of {length + CELL}."
             )
 
 
