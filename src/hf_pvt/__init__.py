@@ -10,6 +10,11 @@ from .auto import register as _register
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
+from .detection.auto_detectors import register_detectors as _register_detectors
+from .detection.configuration_mask_rcnn import MaskRcnnConfig
+from .detection.configuration_retinanet import RetinaNetConfig
+from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
+from .detection.modeling_retinanet import RetinaNetForObjectDetection
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
     PvtSegmentationImageProcessor,
@@ -47,6 +52,8 @@ __version__ = _version("hf_pvt")
 
 __all__ = [
     "VARIANTS",
+    "MaskRcnnConfig",
+    "MaskRcnnForInstanceSegmentation",
     "P2tBackbone",
     "P2tConfig",
     "P2tForImageClassification",
@@ -67,6 +74,8 @@ __all__ = [
     "PvtV2ForSemanticSegmentation",
     "PvtV2Model",
     "PvtV2PreTrainedModel",
+    "RetinaNetConfig",
+    "RetinaNetForObjectDetection",
     "ade20k_id2label",
     "ade20k_palette",
     "classification_image_processor",
@@ -80,3 +89,4 @@ __all__ = [
 ]
 
 _register()
+_register_detectors()

@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 
 from .layers import ReducedAttention
 from .pyramid import Pyramid, PyramidStage
-from .remote_code import remote_auto_map, write_remote_code
+from .remote_code import family_classes, remote_auto_map, write_remote_code
 from .semantic_fpn import SemanticFpn, semantic_loss
 
 
@@ -57,7 +57,7 @@ class PyramidPreTrainedModel(PreTrainedModel):
         """As Transformers', and with the code beside the weights where Transformers lacks the class."""
         vars(self.config).pop("auto_map", None)  # of the folder that the configuration may come from
         if self.needs_remote_code:
-            self.config.auto_map = remote_auto_map(self)
+            self.config.auto_map = remote_auto_map(self, family_classes(self))
             if is_main_process:
                 write_remote_code(self, save_directory)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)

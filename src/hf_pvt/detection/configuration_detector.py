@@ -1,0 +1,108 @@
+"""What the configurations of the detectors share: the backbone's, the neck, anchors, and what is kept in the end."""
+
+import copy
+import math
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from ..configuration_pvt_v2 import PvtV2Config
+from ..variants import CONFIG_CLASSES
+
+
+@strict
+class DetectorConfig(PreTrainedConfig):
+    """The fields that all detectors share."""
+
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+
+    # How many of the backbone's maps the neck takes, the last ones.
+    backbone_levels: ClassVar[int] = 4
+
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    fpn_hidden_size: int = 256
+    strides: list[int] | tuple[int, ...] = (4, 8, 16, 32, 64)
+    anchor_scales: list[float | int] | tuple[float | int, ...] = (8,)
+    anchor_ratios: list[float | int] | tuple[float | int, ...] = (0.5, 1, 2)
+    size_divisor: int = 32
+    score_threshold: float | int = 0.05
+    nms_threshold: float | int = 0.5
+    max_detections: int = 100
+    initializer_range: float = 0.01
+
+    positive_numbers: ClassVar[tuple[str, ...]] = (
+        "fpn_hidden_size",
+        "size_divisor",
+        "max_detections",
+        "initializer_range",
+    )
+    shares: ClassVar[tuple[str, ...]] = ("score_threshold", "nms_threshold")
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.backbone_config = self._with_levels(as_config(self.backbone_config))
+        super().__post_init__(**kwargs)
+
+    def _with_levels(self, backbone: PreTrainedConfig) -> PreTrainedConfig:
+        """The backbone's configuration with the maps that the neck takes, where it does not choose several itself."""
+        names = getattr(backbone, "stage_names", None)
+        if not names:
+            raise ValueError(
+                f"`backbone_config` is a {type(backbone).__name__}, which is no backbone's: it has no stages."
+            )
+        if len(backbone.out_features) == 1:
+            backbone = copy.deepcopy(backbone)
+            backbone.set_output_features_output_indices(out_features=names[-self.backbone_levels :], out_indices=None)
+        if len(backbone.out_features) != self.backbone_levels:
+            raise ValueError(
+                f"`backbone_config` gives {len(backbone.out_features)} maps ({', '.join(backbone.out_features)}), "
+                f"{type(self).__name__} needs {self.backbone_levels}; leave out_features and out_indices out."
+            )
+        return backbone
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the image."""
+        return getattr(self.backbone_config, "num_channels", 3)
+
+    @property
+    def minimum_image_size(self) -> int:
+        """The smallest height and width in pixels."""
+        return getattr(self.backbone_config, "minimum_image_size", 32)
+
+    @property
+    def anchors_per_place(self) -> int:
+        return len(self.anchor_scales) * len(self.anchor_ratios)
+
+    def validate_anchors(self) -> None:
+        """Positive strides, scales and ratios, at least one of each."""
+        for name in ("strides", "anchor_scales", "anchor_ratios"):
+            values = getattr(self, name)
+            if not values or not all(value > 0 and math.isfinite(value) for value in values):
+                raise ValueError(f"`{name}` must be positive numbers, at least one, got {list(values)}.")
+
+    def validate_detector_numbers(self) -> None:
+        """Positive numbers, and shares in [0, 1]."""
+        for name in self.positive_numbers:
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in self.shares:
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
+
+
+def as_config(backbone: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+    """A backbone's configuration from what config.json holds; by default PVTv2-B0's.
+
+    Ours come first, whether they are registered or not: a folder's own code registers nothing.
+    """
+    if backbone is None:
+        return PvtV2Config()
+    if isinstance(backbone, PreTrainedConfig):
+        return backbone
+    fields = dict(backbone)
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_CLASSES and model_type not in CONFIG_MAPPING:
+        raise ValueError(f"`backbone_config` has the model type {model_type!r}, which Transformers does not know.")
+    config_class = CONFIG_CLASSES.get(model_type) or CONFIG_MAPPING[model_type]
+    return config_class.from_dict(fields)

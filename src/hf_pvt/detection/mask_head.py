@@ -1,0 +1,58 @@
+"""The mask head (Mask R-CNN, arXiv 1703.06870, section 3): the outline of each label inside a box.
+
+Legend: see the folder's `__init__`; here n boxes of all images, C channels, S the side of a pooled map.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .modeling_detector import Head
+from .torchvision_ops import torchvision_ops
+
+
+class MaskHead(Head):
+    """3x3 convolutions, doubling, and a 1x1 convolution to one map for each label."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width = config.fpn_hidden_size
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.num_mask_convs))
+        self.upsample = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.conv_logits = nn.Conv2d(width, config.num_labels or 0, kernel_size=1)
+
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Pooled maps (n, C, S, S) -> the logits (n, 2S, 2S) of each box's label (n,)."""
+        hidden = pooled.contiguous(memory_format=torch.channels_last)
+        for conv in self.convs:
+            hidden = conv(hidden).relu_()
+        logits = self.conv_logits(self.upsample(hidden).relu_())  # (n, K, 2S, 2S)
+        return logits[torch.arange(len(labels), device=labels.device), labels]
+
+    def initialise(self, config: Any) -> None:
+        for layer in (*self.convs, self.upsample, self.conv_logits):
+            init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            init.zeros_(layer.bias)
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (n, T, T), 0 where there is no box."""
+    return F.binary_cross_entropy_with_logits(logits, targets) if len(logits) else logits.sum()
+
+
+def mask_targets(boxes: Tensor, masks: Tensor | None, learnt: Tensor, side: int) -> Tensor:
+    """What of its object's mask lies in each box (n, 4), at `side` x `side`, 0 or 1: (n, side, side).
+
+    Args:
+        masks: (m, H, W).
+        learnt: the index (n,) of each box's object.
+    """
+    assert masks is not None
+    if not len(boxes):
+        return boxes.new_zeros((0, side, side))
+    rois = torch.cat((learnt[:, None].to(boxes.dtype), boxes), dim=1)  # (n, 5)
+    cut = torchvision_ops.roi_align(masks[:, None].to(boxes.dtype), rois, side, sampling_ratio=0, aligned=True)
+    return (cut[:, 0] >= 0.5).to(boxes.dtype)

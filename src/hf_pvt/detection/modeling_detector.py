@@ -1,0 +1,260 @@
+"""The skeleton of a detector: backbone -> neck -> head, written once.
+
+A detector builds its neck and heads, and says what the heads predict of the neck's levels, which losses that gives, and
+which detections. Masks of padding are never given to the network, as published: padding is zeros after normalisation.
+
+Legend: see the folder's `__init__`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from ..auto import AUTO_CLASSES
+from ..feature_pyramid import FeaturePyramid
+from ..modeling_pyramid import check_pixel_values
+from ..remote_code import remote_auto_map, write_remote_code
+from .configuration_detector import DetectorConfig, as_config
+from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
+from .suppression import Detections
+from .torchvision_ops import require_torchvision
+
+NO_LABEL = -1
+
+
+@dataclass
+class DetectorOutput(ModelOutput):
+    """What every detector returns.
+
+    loss: the sum of `loss_dict`, whose terms have their published names; where labels are given.
+    pred_scores: (B, D), the best first, 0 where there is no detection; D is `config.max_detections`.
+    pred_labels: (B, D), -1 where there is no detection.
+    pred_boxes: (B, D, 4), centre x, centre y, width and height as shares of the image's size inside its padding.
+    pred_masks: (B, D, 28, 28), probabilities of the label's mask inside the box.
+    logits, box_deltas: a dense detector's raw outputs (B, A, K) and (B, A, 4), level after level.
+
+    In training there are no detections.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    pred_scores: Tensor | None = None
+    pred_labels: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    pred_masks: Tensor | None = None
+    logits: Tensor | None = None
+    box_deltas: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def backbone_class(config: Any) -> Any:
+    """Ours, whether it is registered or not; else Transformers'."""
+    ours = AUTO_CLASSES.get(type(config))
+    return AutoBackbone._model_mapping[type(config)] if ours is None else ours[AutoBackbone]
+
+
+class Detector(PreTrainedModel):
+    """Backbone -> neck -> head. See `DetectorOutput`."""
+
+    config: DetectorConfig
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    # Those that open a saved detector.
+    auto_classes: ClassVar[tuple[str, ...]] = ("AutoModelForObjectDetection",)
+    _no_split_modules = ["PyramidBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: DetectorConfig) -> None:
+        require_torchvision(type(self).__name__)
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        if self.num_labels < 1:
+            raise ValueError("a detector needs at least 1 label, got num_labels=0; the background is none.")
+        self.backbone = backbone_class(config.backbone_config)._from_config(config.backbone_config)
+        self.neck = self.build_neck(self.backbone.channels)
+        self.build_heads()
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, name_or_path: str | os.PathLike[str], config: DetectorConfig | None = None, **fields: Any
+    ) -> Self:
+        """A detector with fresh heads on the weights of a classifier, bare model or backbone.
+
+        Args:
+            name_or_path: a folder or an id of the Hub.
+            config: the detector's configuration, whose `backbone_config` is replaced.
+            fields: of the detector's configuration, such as `num_labels=3` or `id2label`.
+        """
+        settings: dict[str, Any] = {} if config is None else config.to_dict()
+        settings["backbone_config"] = as_config(AutoConfig.from_pretrained(name_or_path).to_dict())
+        assert cls.config_class is not None
+        model: Self = cls(cls.config_class.from_dict(settings | fields))  # type: ignore[arg-type]
+        chosen: Any = model.config.backbone_config
+        model.backbone = backbone_class(chosen).from_pretrained(name_or_path, config=chosen)
+        return model
+
+    def build_neck(self, channels: Sequence[int]) -> FeaturePyramid:
+        """The neck on maps of so many channels, the finest first."""
+        raise NotImplementedError
+
+    def build_heads(self) -> None:
+        raise NotImplementedError
+
+    def predict(self, levels: list[Tensor]) -> dict[str, Tensor]:
+        """What the heads that see every place say of the levels (B, D, H_i, W_i)."""
+        raise NotImplementedError
+
+    def losses(
+        self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
+    ) -> dict[str, Tensor]:
+        """The terms of the loss, under their published names."""
+        raise NotImplementedError
+
+    def detect(
+        self, levels: list[Tensor], predictions: dict[str, Tensor], sizes: list[Size]
+    ) -> tuple[list[Detections], Tensor | None]:
+        """The detections of each image and, image after image, their masks' probabilities (detections, 28, 28)."""
+        raise NotImplementedError
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> DetectorOutput:
+        """Detections of a batch of images, and the loss where labels are given, in evaluation mode as well.
+
+        Args:
+            pixel_values: images (B, C, H, W), normalised and padded with zeros, as the image processor makes them.
+            pixel_mask: (B, H, W), 1 on an image and 0 on the padding right of it and below; by default 1.
+            labels: for each image a dict of class_labels (n,), boxes (n, 4): centre x, centre y, width and height as
+                shares of the image's size inside its padding, and, for a detector with masks, masks (n, H, W).
+            output_hidden_states, output_attentions: also return the backbone's.
+            return_dict: a tuple instead where `False`.
+
+        Raises:
+            ValueError: images, masks or labels that the model cannot take; the message names what was given and what
+                is expected.
+        """
+        levels, predictions, features = self.encode(pixel_values, **kwargs)
+        output = DetectorOutput(
+            logits=predictions.get("logits"),
+            box_deltas=predictions.get("box_deltas"),
+            hidden_states=features.hidden_states,
+            attentions=features.attentions,
+        )
+        if torch.compiler.is_exporting():
+            return output  # what follows depends on values; `logits` and `box_deltas` are what a file can hold
+        self.complete(output, levels, predictions, pixel_values, pixel_mask, labels)
+        return output
+
+    def encode(self, pixel_values: Tensor, **kwargs: Any) -> tuple[list[Tensor], dict[str, Tensor], Any]:
+        """The neck's levels, the dense predictions, and the backbone's output: one graph for a compiler."""
+        if not torch.compiler.is_compiling():
+            check_pixel_values(pixel_values, self.config)
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) is None:
+                kwargs[name] = getattr(self.config, name)
+        features = self.backbone(pixel_values.to(self.dtype), **{key: value for key, value in kwargs.items() if value})
+        levels = self.neck(features.feature_maps)
+        return levels, self.predict(levels), features
+
+    @torch.compiler.disable
+    def complete(
+        self,
+        output: DetectorOutput,
+        levels: list[Tensor],
+        predictions: dict[str, Tensor],
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        labels: Sequence[Mapping[str, Any]] | None,
+    ) -> None:
+        """Fill in loss and detections, whose shapes depend on values; boxes and losses are computed in float32."""
+        sizes = valid_sizes(pixel_values, pixel_mask)
+        predictions = {name: prediction.float() for name, prediction in predictions.items()}
+        if labels is not None:
+            objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
+            output.loss_dict = self.losses(levels, predictions, objects, sizes)
+            output.loss = torch.stack(list(output.loss_dict.values())).sum()
+        if not self.training:
+            with torch.no_grad():
+                self.fill(output, *self.detect(levels, predictions, sizes), sizes)
+
+    @property
+    def has_masks(self) -> bool:
+        return False
+
+    def fill(
+        self, output: DetectorOutput, detections: list[Detections], masks: Tensor | None, sizes: list[Size]
+    ) -> None:
+        """Detections of each image as tensors of one length."""
+        shape = (len(detections), self.config.max_detections)
+        boxes = detections[0].boxes
+        output.pred_scores = boxes.new_zeros(shape)
+        output.pred_labels = boxes.new_full(shape, NO_LABEL, dtype=torch.int64)
+        output.pred_boxes = boxes.new_zeros((*shape, 4))
+        for index, (found, (height, width)) in enumerate(zip(detections, sizes, strict=True)):
+            count = len(found.scores)
+            x1, y1, x2, y2 = (found.boxes / found.boxes.new_tensor((width, height, width, height))).unbind(1)
+            output.pred_scores[index, :count] = found.scores
+            output.pred_labels[index, :count] = found.labels
+            output.pred_boxes[index, :count] = torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=1)
+        if masks is not None:
+            output.pred_masks = masks.new_zeros((*shape, *masks.shape[1:]))
+            output.pred_masks[output.pred_labels != NO_LABEL] = masks
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As Transformers', and with the code beside the weights, because Transformers has no such detector."""
+        self.config.auto_map = remote_auto_map(self, dict.fromkeys(self.auto_classes, type(self).__name__))
+        if is_main_process:
+            write_remote_code(self, save_directory)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The feature pyramid network Xavier uniform with zero biases; heads say how they begin."""
+        if isinstance(module, FeaturePyramid):
+            for conv in convolutions(module):
+                init.xavier_uniform_(conv.weight)
+                init.zeros_(conv.bias)
+        elif isinstance(module, Head):
+            module.initialise(self.config)
+
+
+class Head(nn.Module):
+    """A part of a detector with an initialisation of its own."""
+
+    def initialise(self, config: Any) -> None:
+        """Draw all weights with the functions of `transformers.initialization`, which pass over loaded ones."""
+        raise NotImplementedError
+
+
+def convolutions(module: nn.Module) -> list[Any]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def draw_normal(layer: Any, std: float) -> None:
+    """Normal weights, zero biases."""
+    init.normal_(layer.weight, std=std)
+    init.zeros_(layer.bias)

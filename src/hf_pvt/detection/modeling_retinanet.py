@@ -1,0 +1,103 @@
+"""RetinaNet (arXiv 1708.02002): one stage, and a loss that passes over the many anchors that are easy.
+
+Legend: see the folder's `__init__`; P anchors per place, D the neck's width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .assigners import NEGATIVE, IoUAssigner
+from .box_coder import encode
+from .configuration_retinanet import RetinaNetConfig
+from .modeling_dense_detector import DenseDetector, Matched
+from .modeling_detector import Head, convolutions, draw_normal
+from .necks import ConvolvedNeck
+from .torchvision_ops import torchvision_ops
+
+# At first every anchor is an object with this probability (section 3.3), or the many backgrounds would decide all.
+PRIOR = 0.01
+
+
+class RetinaNetHead(Head):
+    """Two towers of 3x3 convolutions, shared by the levels: one for the labels, one for the boxes (section 4)."""
+
+    def __init__(self, config: RetinaNetConfig) -> None:
+        super().__init__()
+        width, anchors, labels = config.fpn_hidden_size, config.anchors_per_place, config.num_labels or 0
+        self.cls_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.num_head_convs))
+        self.reg_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.num_head_convs))
+        self.retina_cls: Any = nn.Conv2d(width, anchors * labels, 3, padding=1)
+        self.retina_reg = nn.Conv2d(width, anchors * 4, 3, padding=1)
+        self.num_labels = labels
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Levels (B, D, H_i, W_i) -> logits (B, A, K) and deltas (B, A, 4), level after level."""
+        logits = [per_anchor(self.retina_cls(tower(self.cls_convs, level)), self.num_labels) for level in levels]
+        deltas = [per_anchor(self.retina_reg(tower(self.reg_convs, level)), 4) for level in levels]
+        return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+    def initialise(self, config: RetinaNetConfig) -> None:
+        """Section 4.1, "Initialization"."""
+        for conv in convolutions(self):
+            draw_normal(conv, config.initializer_range)
+        init.constant_(self.retina_cls.bias, -math.log((1 - PRIOR) / PRIOR))
+
+
+def tower(convs: nn.ModuleList, feature_map: Tensor) -> Tensor:
+    """Convolutions with a ReLU after each."""
+    for conv in convs:
+        feature_map = conv(feature_map).relu_()
+    return feature_map
+
+
+def per_anchor(output: Tensor, values: int) -> Tensor:
+    """The map (B, P*V, H, W) of a convolution as V values of each anchor (B, H*W*P, V)."""
+    return output.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values))
+
+
+class RetinaNetForObjectDetection(DenseDetector):
+    """RetinaNet on any backbone."""
+
+    config: RetinaNetConfig
+    config_class = RetinaNetConfig
+
+    def build_neck(self, channels: Sequence[int]) -> ConvolvedNeck:
+        return ConvolvedNeck(channels, self.config.fpn_hidden_size, further=len(self.config.strides) - len(channels))
+
+    def build_heads(self) -> None:
+        super().build_heads()
+        self.bbox_head = RetinaNetHead(self.config)
+
+    def assign(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Every box is learnt by the anchors that fit it best, however little they do."""
+        return IoUAssigner(self.config.positive_iou, self.config.negative_iou, least=0.0)(anchors, boxes)
+
+    def predict(self, levels: list[Tensor]) -> dict[str, Tensor]:
+        logits, deltas = self.bbox_head(levels)
+        return {"logits": logits, "box_deltas": deltas}
+
+    def losses_of(self, batch: list[Matched]) -> dict[str, Tensor]:
+        """Focal loss of all anchors that are not ignored (section 3.2), L1 of the positive ones' deltas.
+
+        Both are divided by the number of positive anchors in the batch. As published, an image without one counts as
+        one; it was hardly meant.
+        """
+        labels, boxes, count = [], [], 0
+        for anchors, predictions, assigned, truth in batch:
+            positive = (assigned >= 0).nonzero().flatten()
+            learnt = assigned[positive]
+            target = torch.zeros_like(predictions["logits"])  # (A, K)
+            target[positive, truth.labels[learnt]] = 1
+            focal = torchvision_ops.sigmoid_focal_loss(
+                predictions["logits"], target, self.config.focal_alpha, self.config.focal_gamma
+            )
+            labels.append(focal[assigned >= NEGATIVE].sum())
+            distance = predictions["box_deltas"][positive] - encode(anchors[positive], truth.boxes[learnt])
+            boxes.append(distance.abs().sum())
+            count += max(len(positive), 1)
+        return {"loss_cls": torch.stack(labels).sum() / count, "loss_bbox": torch.stack(boxes).sum() / count}

@@ -1,0 +1,105 @@
+"""Region proposal network (Faster R-CNN, arXiv 1506.01497, section 3): where anything may be.
+
+Legend: see the folder's `__init__`; P anchors per place, D the neck's width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .anchors import Anchors
+from .assigners import IoUAssigner
+from .box_coder import decode, encode
+from .ground_truth import GroundTruth, Size
+from .modeling_detector import Head, convolutions, draw_normal
+from .samplers import RandomSampler
+from .suppression import best_candidates
+from .torchvision_ops import torchvision_ops
+
+
+class RegionProposalNetwork(Head):
+    """A convolution shared by the levels, then for each anchor whether it is an object, and its deltas."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, anchors = config.fpn_hidden_size, config.anchors_per_place
+        self.nms_threshold, self.max_proposals = config.rpn_nms_threshold, config.max_proposals
+        self.anchors = Anchors.of(config)
+        self.rpn_conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.rpn_cls = nn.Conv2d(width, anchors, kernel_size=1)
+        self.rpn_reg = nn.Conv2d(width, anchors * 4, kernel_size=1)
+        self.assign = IoUAssigner(config.rpn_positive_iou, config.rpn_negative_iou, least=config.rpn_negative_iou)
+        self.sample = RandomSampler(config.rpn_samples, positive_share=0.5)
+
+    def forward(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Levels (B, D, H_i, W_i) -> `objectness` (B, A) and `proposal_deltas` (B, A, 4), level after level."""
+        hidden = [self.rpn_conv(level).relu_() for level in levels]
+        objectness = [self.rpn_cls(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]  # (B, H*W*P)
+        deltas = [self.rpn_reg(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]  # (B, H*W*P*4)
+        return {
+            "objectness": torch.cat(objectness, dim=1),
+            "proposal_deltas": torch.cat(deltas, dim=1).unflatten(1, (-1, 4)),
+        }
+
+    def losses(
+        self,
+        levels: Sequence[Tensor],
+        predictions: dict[str, Tensor],
+        objects: Sequence[GroundTruth],
+        sizes: Sequence[Size],
+    ) -> dict[str, Tensor]:
+        """Cross-entropy and L1 of a sample of anchors, divided by its size over the batch.
+
+        An image's positives, and negatives, count as one where there is none, as published.
+        """
+        anchors, count = torch.cat(self.anchors(levels)), 0
+        entropies, distances = [], []
+        for image, (truth, size) in enumerate(zip(objects, sizes, strict=True)):
+            inside = self.anchors.inside(levels, size)
+            candidates = anchors[inside]
+            objectness, deltas = (predictions[name][image][inside] for name in ("objectness", "proposal_deltas"))
+            assigned = self.assign(candidates, truth.boxes)
+            positive, negative = self.sample(assigned)
+            chosen = objectness[torch.cat((positive, negative))]
+            target = (torch.arange(len(chosen), device=chosen.device) < len(positive)).to(chosen.dtype)
+            entropies.append(F.binary_cross_entropy_with_logits(chosen, target, reduction="sum"))
+            wanted = encode(candidates[positive], truth.boxes[assigned[positive]])
+            distances.append((deltas[positive] - wanted).abs().sum())
+            count += max(len(positive), 1) + max(len(negative), 1)
+        return {
+            "loss_rpn_cls": torch.stack(entropies).sum() / count,
+            "loss_rpn_bbox": torch.stack(distances).sum() / count,
+        }
+
+    @torch.no_grad()
+    def propose(
+        self, levels: Sequence[Tensor], predictions: dict[str, Tensor], sizes: Sequence[Size], candidates: int
+    ) -> list[Tensor]:
+        """The best boxes (n, 4) of each image, the best first: `candidates` of each level, then NMS within it."""
+        anchors = self.anchors(levels)
+        counts = [len(level) for level in anchors]
+        proposals = []
+        for image, size in enumerate(sizes):
+            by_level = [predictions[name][image].split(counts) for name in ("objectness", "proposal_deltas")]
+            boxes, scores, level = [], [], []
+            for index, (level_anchors, objectness, deltas) in enumerate(zip(anchors, *by_level, strict=True)):
+                best = best_candidates(objectness, candidates)
+                boxes.append(decode(level_anchors[best], deltas[best], size=size))
+                scores.append(objectness[best].sigmoid())
+                level.append(torch.full_like(best, index))
+            proposals.append(self.without_overlaps(torch.cat(boxes), torch.cat(scores), torch.cat(level)))
+        return proposals
+
+    def without_overlaps(self, boxes: Tensor, scores: Tensor, level: Tensor) -> Tensor:
+        """The best `max_proposals` of boxes (n, 4) with an area, where none overlaps a better one of its level much."""
+        large = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        boxes, scores, level = boxes[large], scores[large], level[large]
+        kept = torchvision_ops.batched_nms(boxes, scores, level, self.nms_threshold)
+        return boxes[kept[: self.max_proposals]]
+
+    def initialise(self, config: Any) -> None:
+        for conv in convolutions(self):
+            draw_normal(conv, config.initializer_range)

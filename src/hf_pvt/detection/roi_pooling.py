@@ -1,0 +1,44 @@
+"""Features of boxes, each from the level that fits its size (FPN, arXiv 1612.03144, equation 1).
+
+Legend: see the folder's `__init__`; C channels, S the side of a pooled map.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .torchvision_ops import torchvision_ops
+
+# A box of this side in pixels is on the border of the first and the second level.
+FINEST_SIDE = 56
+
+
+def levels_of(boxes: Tensor, levels: int) -> Tensor:
+    """The level (n,) of each box (n, 4): one coarser wherever the side doubles."""
+    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    # The epsilon is inside the logarithm, other than in torchvision.
+    return (side / FINEST_SIDE + 1e-6).log2().floor().clamp(0, levels - 1).to(torch.int64)
+
+
+def pool_boxes(feature_maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int) -> Tensor:
+    """RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3), aligned, with as many samples in a bin as it has cells.
+
+    Args:
+        feature_maps: (B, C, H, W) of each level.
+        boxes: (n, 4) of each image.
+
+    Returns:
+        (boxes of all images, C, S, S), image after image, in float32.
+    """
+    together = torch.cat(list(boxes))
+    image = torch.cat([some.new_full((len(some), 1), index) for index, some in enumerate(boxes)])
+    rois = torch.cat((image, together), dim=1)  # (n, 5)
+    level = levels_of(together, len(feature_maps))
+    chosen = [(level == index).nonzero().flatten() for index in range(len(feature_maps))]
+    # A level without boxes takes part all the same: every process has a gradient for every parameter.
+    pooled = [
+        torchvision_ops.roi_align(feature_map.float(), rois[some], side, 1 / stride, sampling_ratio=0, aligned=True)
+        for feature_map, stride, some in zip(feature_maps, strides, chosen, strict=True)
+    ]
+    return torch.cat(pooled)[torch.cat(chosen).argsort()]
