@@ -13,40 +13,31 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from .feature_pyramid import FeaturePyramid
 
-class SemanticFpn(nn.Module):
+
+class SemanticFpn(FeaturePyramid):
     """Feature pyramid network, then one head per level, summed: maps (B, C_i, H_i, W_i) become logits (B, K, H_0, W_0).
 
     Neck and head are two modules in MMSegmentation; here they are one, all of it under `decode_head`.
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__()
         width, dim = config.fpn_hidden_size, config.decoder_hidden_size
-        levels = range(len(config.hidden_sizes))
-        self.lateral_convs = nn.ModuleList(
-            nn.Conv2d(channels, width, kernel_size=1) for channels in config.hidden_sizes
+        super().__init__(config.hidden_sizes, width)
+        self.scale_heads = nn.ModuleList(
+            ScaleHead(width, dim, doublings=level) for level in range(len(config.hidden_sizes))
         )
-        self.fpn_convs = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in levels)
-        self.scale_heads = nn.ModuleList(ScaleHead(width, dim, doublings=level) for level in levels)
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob)  # of whole channels
         self.classifier = nn.Conv2d(dim, config.num_labels or 0, kernel_size=1)
 
-    def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
         size = feature_maps[0].shape[-2:]
         summed = None
-        for feature_map, conv, head in zip(self.fuse(feature_maps), self.fpn_convs, self.scale_heads, strict=True):
-            scaled = resize(head(conv(feature_map)), size)  # (B, F, H_0, W_0)
+        for level, head in zip(super().forward(feature_maps), self.scale_heads, strict=True):
+            scaled = resize(head(level), size)  # (B, F, H_0, W_0)
             summed = scaled if summed is None else summed + scaled
         return self.classifier(self.dropout(summed))  # (B, K, H_0, W_0)
-
-    def fuse(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
-        """The top-down path: every level (B, D, H_i, W_i) receives the coarser one, upsampled to nearest."""
-        fused = [conv(feature_map) for conv, feature_map in zip(self.lateral_convs, feature_maps, strict=True)]
-        for level in range(len(fused) - 1, 0, -1):
-            finer = fused[level - 1]
-            fused[level - 1] = finer + F.interpolate(fused[level], size=finer.shape[-2:], mode="nearest")
-        return fused
 
 
 class ScaleHead(nn.Sequential):
