@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_pvt.auto import AUTO_CLASSES
-from hf_pvt.original_checkpoints import build_model, checkpoint_file, label_fields, read_checkpoint, recognise_layout
+from hf_pvt.original_checkpoints import build_model, checkpoint_file, read_checkpoint, recognise_layout
 from hf_pvt.original_layouts import StateDict
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -95,7 +95,7 @@ def _is_saved_model(path: Path) -> bool:
 def _read_checkpoint(path: Path, config_overrides: dict[str, Any]) -> Source:
     weights, meta = read_checkpoint(path)
     layout = recognise_layout(weights, path)
-    model = build_model(weights, layout, label_fields(meta) | config_overrides, path)
+    model = build_model(weights, layout, meta, config_overrides, path)
     unused = {key: weight for key, weight in weights.items() if re.search(layout.ignored, key)}
     return Source(path, layout.source, sha256_of(checkpoint_file(path)), model, unused)
 

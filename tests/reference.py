@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SALT = "hf_pvt"
+RECORDED_LOSS = "pvt_v2_b0/semantic_fpn/64x96"
 # The deepest variants, which are allowed ten times as much.
 DEEPEST = ("pvt-large", "pvt-v2-b4", "pvt-v2-b5", "p2t-large")
 
@@ -96,7 +96,7 @@ def outputs() -> dict[str, Tensor]:
 
 
 def recorded_sizes(variant: str, kind: str) -> Iterator[tuple[int, int]]:
-    """The sizes (H, W) at which "logits" or "features" of a variant were recorded."""
+    """The sizes (H, W) at which "logits", "features" or "semantic_fpn" of a variant were recorded."""
     prefix = f"{variant.replace('-', '_')}/{kind}/"
     sizes = {key.removeprefix(prefix).split("/")[0] for key in outputs() if key.startswith(prefix)}
     for size in sorted(sizes):
@@ -110,9 +110,14 @@ def segmentation_logits(variant: str, height: int, width: int) -> tuple[tuple[in
     return tuple(outputs()[f"{prefix}/shape"].tolist()), outputs()[f"{prefix}/samples"]
 
 
-def dropped_channels(variant: str) -> list[int]:
-    """The head's channels that dropout zeroed when the segmentation logits were recorded."""
-    return json.loads((FIXTURES / "semantic_fpn_dropped_channels.json").read_text())[variant.replace("-", "_")]
+def segmentation_labels() -> Tensor:
+    """The label map (1, H, W) whose loss was recorded: 150 labels and 255, which is ignored."""
+    return outputs()[f"{RECORDED_LOSS}/labels"][None].long()
+
+
+def segmentation_loss() -> float:
+    """The recorded loss: MMSegmentation divides the labelled pixels' sum by all pixels."""
+    return outputs()[f"{RECORDED_LOSS}/loss"].item()
 
 
 def logits(variant: str, height: int, width: int) -> Tensor:
@@ -143,22 +148,3 @@ def relative_error(output: Tensor, expected: Tensor) -> float:
 def tolerance(variant: str) -> float:
     """What float32 may differ from the recorded float64, as a `relative_error`."""
     return 1e-4 if variant in DEEPEST else 1e-5
-
-
-def decode_as_recorded(segmenter: PreTrainedModel, variant: str) -> None:
-    """Batch norms with the image's own statistics, and the recorded dropout (see fixtures/README.md)."""
-
-    dropped = dropped_channels(variant)
-
-    def use_own_statistics(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-        norm.running_var, norm.running_mean = torch.var_mean(inputs[0].detach(), dim=(0, 2, 3), correction=0)
-
-    def drop(classifier: nn.Conv2d, inputs: tuple[Tensor]) -> Tensor:
-        kept = torch.full((1, inputs[0].shape[1], 1, 1), 1 / 0.9)
-        kept[:, dropped] = 0
-        return inputs[0] * kept
-
-    for module in segmenter.decode_head.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_pre_hook(use_own_statistics)
-    segmenter.decode_head.classifier.register_forward_pre_hook(drop)

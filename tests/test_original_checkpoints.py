@@ -196,6 +196,53 @@ def test_timm(linear: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(model.double()(images).logits, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("linear", [False, True], ids=["b", "li"])
+def test_timm_features(linear: bool, tmp_path: Path) -> None:
+    """The state dict of timm's `features_only` model gives timm's own maps."""
+    torch.manual_seed(0)
+    name, depths = ("pvt_v2_b2_li", [3, 4, 6, 3]) if linear else ("pvt_v2_b0", [2, 2, 2, 2])
+    published_by_timm = timm.create_model(name, features_only=True).eval()
+    perturb(published_by_timm)
+    model = load_original(saved(published_by_timm.state_dict(), tmp_path / "timm.pth"))
+    assert type(model) is hf_pvt.PvtV2Model
+    assert (list(model.config.depths), model.config.linear_attention) == (depths, linear)
+    images = torch.randn(1, 3, 97, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = published_by_timm.double()(images)
+        maps = model.double()(images, output_hidden_states=True).hidden_states
+    assert [tuple(feature_map.shape) for feature_map in maps] == [tuple(feature_map.shape) for feature_map in expected]
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11 * theirs.abs().max().item())
+
+
+def test_timm_features_of_three_stages(tmp_path: Path) -> None:
+    """A pyramid needs its fourth."""
+    weights = timm.create_model("pvt_v2_b0", features_only=True, out_indices=(0, 1, 2)).state_dict()
+    message = message_of(saved(weights, tmp_path / "timm.pth"))
+    assert message == (
+        ", recognised as timm PVTv2 features, is incomplete; missing or misshapen keys: "
+        "stages_3.downsample.proj.weight, stages_3.blocks.0.mlp.fc1.weight."
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({}, "tench"),
+        ({"num_labels": 1000}, "tench"),
+        ({"id2label": {label: f"fish {label}" for label in range(1000)}}, "fish 0"),
+        ({"label2id": {f"fish {label}": label for label in range(1000)}}, "fish 0"),
+    ],
+    ids=["nothing", "count", "id2label", "label2id"],
+)
+def test_a_thousand_classes_are_imagenets(overrides: dict[str, Any], name: str, tmp_path: Path) -> None:
+    """Unless the caller has names, of which one direction is enough."""
+    path = saved(published(tiny(PVT_V2, num_labels=1000)), tmp_path / "checkpoint.pth")
+    config = load_original(path, **overrides).config
+    assert config.id2label[0] == name and config.num_labels == 1000
+    assert config.label2id == {name: label for label, name in config.id2label.items()}
+
+
 def test_labels_are_an_override(tmp_path: Path) -> None:
     path = saved(published(tiny(PVT_V2, num_labels=3)), tmp_path / "checkpoint.pth")
     model = load_original(path, id2label={0: "cat", 1: "dog", 2: "horse"})
@@ -417,12 +464,34 @@ def test_segmentation_checkpoint_with_another_decoder(tmp_path: Path) -> None:
     )
 
 
+NO_WEIGHTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "sparse": (Tensor.to_sparse, "torch.float32 in the layout torch.sparse_coo"),
+    "quantised": (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "torch.qint8 in the layout"),
+    "int8": (Tensor.char, "torch.int8 in the layout torch.strided"),
+    "boolean": (Tensor.bool, "torch.bool in the layout torch.strided"),
+    "complex": (lambda x: x.to(torch.complex64), "torch.complex64 in the layout torch.strided"),
+    "meta": (lambda x: x.to("meta"), "torch.float32 without values"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_weights_that_are_no_dense_floats(kind: str, tmp_path: Path) -> None:
+    change, named = NO_WEIGHTS[kind]
+    weights = published(tiny(PVT_V2))
+    key = "block2.0.attn.q.weight"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantised tensors are deprecated
+        path = saved(weights | {key: change(weights[key])}, tmp_path / "checkpoint.pth")
+    message = message_of(path)
+    assert message.startswith(f" is refused: {key} is of the type {named}") and "expected dense floating" in message
+
+
 def test_another_model(tmp_path: Path) -> None:
     keys = ["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "fc.weight"]
     message = message_of(saved({key: torch.ones(1) for key in keys}, tmp_path / "resnet.pth"))
     published = ["published P2T", "published PVT", "published PVTv2"]
     segmentation = [f"MMSegmentation Semantic FPN on {source}" for source in published]
-    expected = ", ".join([*published, "timm PVTv2", *segmentation])
+    expected = ", ".join([*published, "timm PVTv2", "timm PVTv2 features", *segmentation])
     assert message == f" is none of: {expected}; its keys are {', '.join(keys)}."
 
 
@@ -511,9 +580,10 @@ CLASSES = ("road", "sky", "tree", "car", "person")
 PALETTE = [[128, 64, 128], [70, 130, 180], [107, 142, 35], [0, 0, 142], [220, 20, 60]]
 
 
-def segmenter(family: Family) -> PreTrainedModel:
+def segmenter(family: Family, **overrides: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = family.segmenter(family.tiny_config(**FIELDS, fpn_hidden_size=24, decoder_hidden_size=12)).eval()
+    fields = {**FIELDS, "fpn_hidden_size": 24, "decoder_hidden_size": 12} | overrides
+    model = family.segmenter(family.tiny_config(**fields)).eval()
     perturb(model)
     return model
 
@@ -564,6 +634,37 @@ def test_semantic_fpn_without_meta(family: Family, tmp_path: Path) -> None:
     config = load_original(path).config
     assert config.num_labels == 5 and config.id2label[4] == "LABEL_4"
     assert load_original(path, id2label=dict(enumerate(CLASSES))).config.id2label[4] == "person"
+
+
+def test_150_labels_are_ade20ks(tmp_path: Path) -> None:
+    """With their colours, which do not stay where the labels are others."""
+    weights = mmsegmentation(segmenter(PVT_V2, num_labels=150))
+    path = saved({"state_dict": weights}, tmp_path / "fpn.pth")
+    config = load_original(path).config
+    assert (config.id2label, config.label2id["wall"]) == (hf_pvt.ade20k_id2label(), 0)
+    assert config.palette == [list(colour) for colour in hf_pvt.ade20k_palette()]
+    others = load_original(path, id2label={label: f"thing {label}" for label in range(150)}).config
+    assert others.id2label[0] == "thing 0" and others.label2id["thing 149"] == 149
+    assert getattr(others, "palette", None) is None
+
+
+def test_names_override_those_of_the_file(tmp_path: Path) -> None:
+    """All of them: neither its numbers nor its colours are left behind."""
+    content = {"meta": METAS["0.x"], "state_dict": mmsegmentation(segmenter(PVT_V2))}
+    path = saved(content, tmp_path / "fpn.pth")
+    config = load_original(path, id2label=dict(enumerate("abcde"))).config
+    assert config.label2id == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
+    assert getattr(config, "palette", None) is None
+
+
+def test_counts_of_batches_stay_integers(tmp_path: Path) -> None:
+    """Also where a checkpoint was made half as large with everything in it."""
+    model = segmenter(PVT_V2)
+    weights = {key: weight.half() for key, weight in mmsegmentation(model).items()}
+    loaded = load_original(saved({"state_dict": weights}, tmp_path / "fpn.pth"))
+    assert {name: weight.dtype for name, weight in loaded.state_dict().items()} == {
+        name: weight.dtype for name, weight in model.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)

@@ -57,6 +57,16 @@ def test_the_classifier_stays(names: list[str], tmp_path: Path) -> None:
     assert kept.config.id2label == dict(enumerate("abcde"))
 
 
+def test_imagenets_classifier_stays(tmp_path: Path) -> None:
+    """Published files do not name their 1,000 classes, and folders of ImageNet are called otherwise."""
+    model = saved(PVT_V2, "classifier", tmp_path / "model", num_labels=1000)
+    torch.save(published(model), tmp_path / "published.pth")
+    names = [f"n{number:08}" for number in range(1000)]
+    kept = open_model(CLASSIFIER, str(tmp_path / "published.pth"), None, names, seed=0)
+    torch.testing.assert_close(kept.classifier.state_dict(), model.classifier.state_dict(), rtol=0, atol=0)
+    assert list(kept.config.id2label.values()) == names
+
+
 def test_the_classifier_is_kept_on_request(tmp_path: Path) -> None:
     model = saved(PVT_V2, "classifier", tmp_path, id2label=dict(enumerate("abcde")))
     kept = open_model(CLASSIFIER, str(tmp_path), None, [*"vwxyz"], seed=0, keep_classifier=True)

@@ -60,7 +60,8 @@ def open_model(
     have = list(model.config.id2label.values())
     if have == list(names):
         return model
-    if len(have) == len(names) and (keep_classifier or have[0] == "LABEL_0"):
+    unnamed = have[0] == "LABEL_0" or have == list(hf_pvt.imagenet_1k_id2label().values())  # known by their count
+    if len(have) == len(names) and (keep_classifier or unnamed):
         model.config.id2label, model.config.label2id = labels["id2label"], labels["label2id"]
         return model
     if keep_classifier:

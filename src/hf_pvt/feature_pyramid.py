@@ -4,18 +4,24 @@ Legend: see `layers`. Level i is the i-th map, the finest first; D is the networ
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
+
+from .layers import DrawnConv2d
+
+XavierConv2d = partial(DrawnConv2d, draw=init.xavier_uniform_)
 
 
 class FeaturePyramid(nn.Module):
-    """1x1 convolutions to one width, the top-down path, a 3x3 convolution per level."""
+    """1x1 convolutions to one width, the top-down path, a 3x3 convolution per level (drawn as MMSegmentation's)."""
 
     def __init__(self, in_channels: Sequence[int], width: int) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for channels in in_channels)
-        self.fpn_convs = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in in_channels)
+        self.lateral_convs = nn.ModuleList(XavierConv2d(channels, width, kernel_size=1) for channels in in_channels)
+        self.fpn_convs = nn.ModuleList(XavierConv2d(width, width, kernel_size=3, padding=1) for _ in in_channels)
 
     def forward(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, C_i, H_i, W_i), the finest first, become as many of one width (B, D, H_i, W_i)."""

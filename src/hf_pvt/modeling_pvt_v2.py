@@ -6,7 +6,6 @@ Legend: see `layers`.
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
@@ -84,15 +83,12 @@ class PvtV2PreTrainedModel(PyramidPreTrainedModel):
     base_model_prefix = "pvt_v2"
     stage_class = PvtV2Stage
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """As the pyramids', but convolutions are normal with variance 2 / fan out."""
-        super()._init_weights(module)
-        if isinstance(module, nn.Conv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            if module.bias is not None:
-                init.zeros_(module.bias)
+    def draw_convolution(self, convolution: nn.Conv2d) -> None:
+        """Normal with variance 2 / fan out, zero biases."""
+        fan_out = math.prod(convolution.kernel_size) * convolution.out_channels // convolution.groups
+        init.normal_(convolution.weight, std=math.sqrt(2 / fan_out))
+        if convolution.bias is not None:
+            init.zeros_(convolution.bias)
 
 
 class PvtV2Model(PvtV2PreTrainedModel, PyramidModel):

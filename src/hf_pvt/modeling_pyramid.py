@@ -23,7 +23,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
-from .layers import ReducedAttention
+from .layers import DrawnConv2d, ReducedAttention
 from .pyramid import Pyramid, PyramidStage
 from .remote_code import family_classes, remote_auto_map, write_remote_code
 from .semantic_fpn import SemanticFpn, semantic_loss
@@ -64,14 +64,20 @@ class PyramidPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal linear weights, zero biases, unit norms; convolutions as PyTorch draws them."""
+        """Truncated normal linear weights, zero biases, unit norms; the pyramid's convolutions as the family's."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, DrawnConv2d):
+            module.reset_parameters()
         elif isinstance(module, nn.Conv2d):
-            draw_as_pytorch(module)
+            self.draw_convolution(module)
+
+    def draw_convolution(self, convolution: nn.Conv2d) -> None:
+        """As PyTorch, unless a family has a rule of its own."""
+        draw_as_pytorch(convolution)
 
 
 def draw_as_pytorch(layer: nn.Linear | nn.Conv2d) -> None:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from .auto import AUTO_CLASSES
+from .original_labels import label_fields
 from .original_layouts import LAYOUTS, STAGES, Layout, StateDict
 from .variants import CONFIG_CLASSES, VARIANTS, VariantConfig, variant_of
 
@@ -42,14 +43,15 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
     Args:
         path: a .pth or .safetensors file: the published PVT, PVTv2 or P2T classification checkpoint (bare, or under
             `model` or `state_dict`, with or without `module.` before every key), a timm PVTv2 state dict (or timm's
-            folder with it), or MMSegmentation's Semantic FPN, whose `meta` names the labels; optimizer state and
-            auxiliary heads are left.
+            folder with it, or that of its `features_only` model), or MMSegmentation's Semantic FPN, whose `meta` names
+            the labels; optimizer state and auxiliary heads are left.
         config_overrides: configuration fields to set, such as `id2label`, or `image_size=(height, width)` for a PVT
             whose position embeddings belong to images that are not square.
 
     Returns:
-        The segmenter or image classifier where the checkpoint has such a head, the base model where it has none. The
-        palette of a segmenter's labels, where there is one, is `config.palette`.
+        The segmenter or image classifier where the checkpoint has such a head, the base model where it has none. Where
+        nothing names them, 1,000 classes are ImageNet's and the 150 labels of a segmenter ADE20K's. The palette of a
+        segmenter's labels, where there is one, is `config.palette`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,19 +59,22 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
             them.
     """
     weights, meta = read_checkpoint(path)
-    return build_model(weights, recognise_layout(weights, path), label_fields(meta) | config_overrides, path)
+    return build_model(weights, recognise_layout(weights, path), meta, config_overrides, path)
 
 
 def build_model(
-    weights: StateDict, layout: Layout, overrides: dict[str, Any], path: str | os.PathLike[str]
+    weights: StateDict, layout: Layout, meta: dict[str, Any], overrides: dict[str, Any], path: str | os.PathLike[str]
 ) -> PreTrainedModel:
     """The model of a recognised checkpoint; `path` is for messages."""
-    config = read_config(weights, layout, overrides, path)
     auto_class: Any = AutoModel
-    if layout.name(SEGMENTATION_HEAD) in weights:
+    if layout.is_segmentation:
         auto_class = AutoModelForSemanticSegmentation
     elif layout.name(CLASSIFICATION_HEAD) in weights:
         auto_class = AutoModelForImageClassification
+    head = weights.get(layout.name(SEGMENTATION_HEAD if layout.is_segmentation else CLASSIFICATION_HEAD))
+    count = head.shape[0] if head is not None and head.dim() else 0
+    overrides = label_fields(meta, overrides, count, layout.is_segmentation) | overrides
+    config = read_config(weights, layout, overrides, path)
     with torch.device("meta"):
         model: PreTrainedModel = AUTO_CLASSES[type(config)][auto_class](config)
     model.load_state_dict(convert(weights, layout, model, path), strict=True, assign=True)
@@ -94,13 +99,29 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, 
     if strangers:
         raise ValueError(f"{path} is not a state dict: no named tensors under {_listing(strangers)}.")
     for key, weight in content.items():
-        if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
-            raise ValueError(
-                f"{path} is refused: {key} declares the shape {tuple(weight.shape)}, which is more than the file holds."
-            )
+        check_weight(key, weight, path)
     if all(key.startswith("module.") for key in content):
         content = {key.removeprefix("module."): weight for key, weight in content.items()}
     return content, meta if isinstance(meta, dict) else {}
+
+
+def check_weight(key: str, weight: Tensor, path: Path) -> None:
+    """One sentence for a tensor that is no weight: not dense, no floats (a batch norm counts), or larger than its file.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    is_dense = weight.layout is torch.strided and not (weight.is_quantized or weight.is_meta)
+    if not is_dense or not (weight.is_floating_point() or key.endswith("num_batches_tracked")):
+        kind = "without values" if weight.is_meta else f"in the layout {weight.layout}"
+        raise ValueError(
+            f"{path} is refused: {key} is of the type {weight.dtype} {kind}, expected dense floating-point weights; "
+            "convert them before saving."
+        )
+    if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+        raise ValueError(
+            f"{path} is refused: {key} declares the shape {tuple(weight.shape)}, which is more than the file holds."
+        )
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:
@@ -113,21 +134,6 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
     if not files or not config.is_file() or "model_type" in json.loads(config.read_text(encoding="utf-8")):
         raise ValueError(f"{path} is a folder, expected a checkpoint file; open a saved model with `from_pretrained`.")
     return files[0]
-
-
-def label_fields(meta: dict[str, Any]) -> dict[str, Any]:
-    """Configuration fields from what MMSegmentation notes beside the weights: names of the labels and their colours."""
-    meta = meta.get("dataset_meta", meta)
-    names, palette = (meta.get(name.upper()) or meta.get(name) for name in ("classes", "palette"))
-    if not names:
-        return {}
-    fields: dict[str, Any] = {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: label for label, name in enumerate(names)},
-    }
-    if palette is not None and len(palette) == len(names):
-        fields["palette"] = [[int(value) for value in colour] for colour in palette]
-    return fields
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -256,7 +262,7 @@ def convert(weights: StateDict, layout: Layout, model: PreTrainedModel, path: st
             misshapen.append(f"{theirs} {tuple(weights[theirs].shape)} instead of {expected}")
             continue
         weight = layout.part(weights[theirs], ours)
-        converted[ours] = weight.to(torch.float32 if weight.is_floating_point() else weight.dtype, copy=True)
+        converted[ours] = weight.to(torch.float32 if parameter.is_floating_point() else parameter.dtype, copy=True)
     problems = {"unknown": unknown, "missing": dict.fromkeys(missing), "misshapen": dict.fromkeys(misshapen)}
     report = [f"{kind} keys: {_listing(sorted(keys))}" for kind, keys in problems.items() if keys]
     if report:

@@ -63,6 +63,9 @@ TIMM_PVT_V2: Renames = (
     (r"\.mlp\.dwconv\.dwconv\.", r".mlp.dwconv."),
 )
 
+# timm's `features_only` models have no head and are flat.
+TIMM_FEATURES: Renames = (*TIMM_PVT_V2, (r"^stages\.(\d)\.", r"stages_\1."))
+
 # MMSegmentation puts the pyramid under `backbone` and splits the decoder into `neck` and `decode_head`.
 SEMANTIC_FPN: Renames = (
     (r"^decode_head\.(lateral_convs|fpn_convs)\.(\d+)\.", r"neck.\1.\2.conv."),
@@ -139,6 +142,7 @@ def _with_semantic_fpn(layout: Layout) -> Layout:
 LAYOUTS = (
     *PUBLISHED_LAYOUTS,
     Layout("timm PVTv2", "pvt_v2", "stages.0.blocks.0.mlp.dwconv.weight", TIMM_PVT_V2),
+    Layout("timm PVTv2 features", "pvt_v2", "stages_0.blocks.0.mlp.dwconv.weight", TIMM_FEATURES),
     *(_with_semantic_fpn(layout) for layout in PUBLISHED_LAYOUTS),
 )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .image_processing_pvt import most_likely_labels
@@ -47,30 +48,38 @@ def segment_sliding(
         stride: pixels from one window to the next; two thirds of the window unless given.
 
     Raises:
-        ValueError: a window or stride that is no multiple of 4, smaller than the model's minimum (also at the image's
-            end), or a stride larger than the window.
+        ValueError: a window or stride that is no multiple of 4, a window smaller than the model's minimum, or a stride
+            larger than the window.
     """
     window = (window, window) if isinstance(window, int) else window
     if stride is None:
         stride = (2 * window[0] // 3 // CELL * CELL, 2 * window[1] // 3 // CELL * CELL)
     stride = (stride, stride) if isinstance(stride, int) else stride
-    minimum = model.config.minimum_image_size
-    check_window(window, stride, minimum)
-    check_last_window((image.shape[-2], image.shape[-1]), window, minimum)
+    check_window(window, stride, model.config.minimum_image_size)
     if image.shape[-2] <= window[0] and image.shape[-1] <= window[1]:
         return segment(model, image)
     label_maps = torch.empty((image.shape[0], *image.shape[-2:]), dtype=torch.int64, device=image.device)
     cells, column = _cells(image.shape[-1]), WINDOWS_ACROSS * window[1] // CELL
-    for single, labels in zip(image, label_maps, strict=True):
+    for single, labels in zip(to_whole_cells(image), label_maps, strict=True):
         for left in range(0, cells, column):
             _slide(model, single[None], window, stride, (left, min(left + column, cells)), labels)
     return label_maps
 
 
+def to_whole_cells(image: Tensor) -> Tensor:
+    """Zeros after the last row and column, up to a multiple of 4, so that each cell of the last window has its logit.
+
+    PVT has no patch for 1 to 3 pixels at the end: the window's logits would be stretched. PVTv2 and P2T pad with the
+    same zeros themselves.
+    """
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % CELL, 0, -height % CELL))
+
+
 def _slide(
     model: PreTrainedModel, image: Tensor, window: Size, stride: Size, column: tuple[int, int], labels: Tensor
 ) -> None:
-    """Fill a column of cells, (first, last), of the label map (H, W) of one image (1, C, H, W).
+    """Fill a column of cells, (first, last), of the label map (H, W) of one image (1, C, 4h, 4w).
 
     Bilinear upsampling looks one cell to each side. So the column is computed one cell wider, the last row of every
     strip waits for the next strip, and the row before it stays as context.
@@ -108,7 +117,7 @@ def _strips(
             if start >= stop:
                 continue
             crop = image[..., CELL * top : CELL * top + window[0], CELL * left : CELL * left + window[1]]
-            logits = resize(model(crop).logits, [_cells(side) for side in crop.shape[-2:]])[0]  # (K, n, window's w)
+            logits = model(crop).logits[0]  # (K, n, window's w)
             place = sums[..., start - column[0] : stop - column[0]]
             place[:-1] += logits[..., start - left : stop - left]
             place[-1] += 1
@@ -133,16 +142,6 @@ def check_window(window: Size, stride: Size, minimum: int) -> None:
             raise ValueError(
                 f"window {window} and stride {stride} do not fit: both must be multiples of {CELL}, the window at "
                 f"least {minimum} pixels, the stride positive and at most the window."
-            )
-
-
-def check_last_window(size: Size, window: Size, minimum: int) -> None:
-    """The last window begins at a cell and ends with the image, which may cut up to three pixels of it."""
-    for side, length in zip(size, window, strict=True):
-        if side > length and length - (length - side) % CELL < minimum:
-            raise ValueError(
-                f"a window of {length} pixels leaves less than the model's minimum of {minimum} at the end of a side "
-                f"of {side}; choose a window of {length + CELL}."
             )
 
 

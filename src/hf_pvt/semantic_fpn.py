@@ -5,6 +5,7 @@ width, F the head's, K the number of labels.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 
 from .feature_pyramid import FeaturePyramid
+from .layers import DrawnConv2d
+
+# As MMSegmentation draws its heads.
+KaimingConv2d = partial(DrawnConv2d, draw=partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
+NormalConv2d = partial(DrawnConv2d, draw=partial(init.normal_, std=0.01))
 
 
 class SemanticFpn(FeaturePyramid):
@@ -29,7 +36,7 @@ class SemanticFpn(FeaturePyramid):
             ScaleHead(width, dim, doublings=level) for level in range(len(config.hidden_sizes))
         )
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob)  # of whole channels
-        self.classifier = nn.Conv2d(dim, config.num_labels or 0, kernel_size=1)
+        self.classifier = NormalConv2d(dim, config.num_labels or 0, kernel_size=1)
 
     def forward(self, feature_maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
         size = feature_maps[0].shape[-2:]
@@ -60,7 +67,7 @@ class ConvNormReLU(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.conv = KaimingConv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.batch_norm = SynchronizedBatchNorm2d(out_channels)
 
     def forward(self, feature_map: Tensor) -> Tensor:
