@@ -4,15 +4,11 @@ Legend: see `layers`. Level i is the i-th map, the finest first; D is the networ
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import initialization as init
 
-from .layers import DrawnConv2d
-
-XavierConv2d = partial(DrawnConv2d, draw=init.xavier_uniform_)
+from .drawn_layers import XavierConv2d
 
 
 class FeaturePyramid(nn.Module):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
-from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cpu_inference import activate_in_place, in_row_bands, is_plain_inference, linear
@@ -244,19 +243,3 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         return map_to_tokens(self.dwconv(tokens_to_map(tokens, grid)))  # (B, N, C)
-
-
-class DrawnConv2d(nn.Conv2d):
-    """A convolution whose weights `draw(weight)` draws, biases 0, whatever its model does with other convolutions.
-
-    `draw` is one of Transformers' `initialization`, which leave alone what was loaded.
-    """
-
-    def __init__(self, *args: Any, draw: Callable[[Tensor], Tensor], **kwargs: Any) -> None:
-        self.draw = draw  # the constructor draws already
-        super().__init__(*args, **kwargs)
-
-    def reset_parameters(self) -> None:
-        self.draw(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)

@@ -23,7 +23,8 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
-from .layers import DrawnConv2d, ReducedAttention
+from .drawn_layers import Drawn
+from .layers import ReducedAttention
 from .pyramid import Pyramid, PyramidStage
 from .remote_code import family_classes, remote_auto_map, write_remote_code
 from .semantic_fpn import SemanticFpn, semantic_loss
@@ -70,7 +71,7 @@ class PyramidPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, DrawnConv2d):
+        elif isinstance(module, Drawn):
             module.reset_parameters()
         elif isinstance(module, nn.Conv2d):
             self.draw_convolution(module)

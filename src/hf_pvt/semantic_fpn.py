@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
+from .drawn_layers import DrawnConv2d, KaimingConv2d
 from .feature_pyramid import FeaturePyramid
-from .layers import DrawnConv2d
 
 # As MMSegmentation draws its heads.
-KaimingConv2d = partial(DrawnConv2d, draw=partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
 NormalConv2d = partial(DrawnConv2d, draw=partial(init.normal_, std=0.01))
 
 

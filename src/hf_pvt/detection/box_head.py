@@ -3,24 +3,30 @@
 Legend: see the folder's `__init__`; here n proposals, C channels, S the side of a pooled map, K + 1 with background.
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .modeling_detector import Head, draw_normal
+from ..drawn_layers import DrawnLinear
 
 
-class BoxHead(Head):
-    """Two linears, then the label (the last one is background) and the deltas of each label."""
+class BoxHead(nn.Module):
+    """Two linears, then the label (the last one is background) and the deltas of each label.
+
+    Drawn as meant. As run, MMDetection 2.13 draws Xavier normal over all linears, the last two as well.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         labels, hidden = config.num_labels or 0, config.box_hidden_size
         pooled = config.fpn_hidden_size * config.box_pool_size**2
-        self.shared_fcs = nn.ModuleList((nn.Linear(pooled, hidden), nn.Linear(hidden, hidden)))
-        self.fc_cls = nn.Linear(hidden, labels + 1)
-        self.fc_reg = nn.Linear(hidden, labels * 4)
+        shared = partial(DrawnLinear, out_features=hidden, draw=init.xavier_normal_)
+        self.shared_fcs = nn.ModuleList((shared(pooled), shared(hidden)))
+        std = config.initializer_range
+        self.fc_cls = DrawnLinear(hidden, labels + 1, draw=partial(init.normal_, std=std))
+        self.fc_reg = DrawnLinear(hidden, labels * 4, draw=partial(init.normal_, std=std / 10))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled maps (n, C, S, S) -> logits (n, K + 1) and deltas (n, K, 4)."""
@@ -28,12 +34,3 @@ class BoxHead(Head):
         for linear in self.shared_fcs:
             hidden = linear(hidden).relu_()
         return self.fc_cls(hidden), self.fc_reg(hidden).unflatten(1, (-1, 4))
-
-    def initialise(self, config: Any) -> None:
-        """As meant. As run, MMDetection 2.13 draws Xavier normal over all linears, the last two as well."""
-        linear: Any
-        for linear in self.shared_fcs:
-            init.xavier_normal_(linear.weight)
-            init.zeros_(linear.bias)
-        draw_normal(self.fc_cls, config.initializer_range)
-        draw_normal(self.fc_reg, config.initializer_range / 10)

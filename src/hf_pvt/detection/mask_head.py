@@ -8,21 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import initialization as init
 
-from .modeling_detector import Head
+from ..drawn_layers import DrawnConvTranspose2d, KaimingConv2d, kaiming
 from .torchvision_ops import torchvision_ops
 
 
-class MaskHead(Head):
+class MaskHead(nn.Module):
     """3x3 convolutions, doubling, and a 1x1 convolution to one map for each label."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         width = config.fpn_hidden_size
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.num_mask_convs))
-        self.upsample = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
-        self.conv_logits = nn.Conv2d(width, config.num_labels or 0, kernel_size=1)
+        self.convs = nn.ModuleList(KaimingConv2d(width, width, 3, padding=1) for _ in range(config.num_mask_convs))
+        self.upsample = DrawnConvTranspose2d(width, width, kernel_size=2, stride=2, draw=kaiming)
+        self.conv_logits = KaimingConv2d(width, config.num_labels or 0, kernel_size=1)
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pooled maps (n, C, S, S) -> the logits (n, 2S, 2S) of each box's label (n,)."""
@@ -31,11 +30,6 @@ class MaskHead(Head):
             hidden = conv(hidden).relu_()
         logits = self.conv_logits(self.upsample(hidden).relu_())  # (n, K, 2S, 2S)
         return logits[torch.arange(len(labels), device=labels.device), labels]
-
-    def initialise(self, config: Any) -> None:
-        for layer in (*self.convs, self.upsample, self.conv_logits):
-            init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            init.zeros_(layer.bias)
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:

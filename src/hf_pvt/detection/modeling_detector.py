@@ -6,6 +6,7 @@ which detections. Masks of padding are never given to the network, as published:
 Legend: see the folder's `__init__`.
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +15,22 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..auto import AUTO_CLASSES
+from ..drawn_layers import Drawn
 from ..feature_pyramid import FeaturePyramid
 from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
-from .configuration_detector import DetectorConfig, as_config
+from .configuration_detector import DetectorConfig
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
 from .suppression import Detections
 from .torchvision_ops import require_torchvision
 
 NO_LABEL = -1
+
+# What a classifier's configuration has beside that of its backbone.
+NOT_OF_A_BACKBONE = ("architectures", "auto_map", "id2label", "label2id", "num_labels", "problem_type")
 
 
 @dataclass
@@ -99,12 +103,14 @@ class Detector(PreTrainedModel):
             config: the detector's configuration, whose `backbone_config` is replaced.
             fields: of the detector's configuration, such as `num_labels=3` or `id2label`.
         """
+        theirs = AutoConfig.from_pretrained(name_or_path).to_diff_dict()
         settings: dict[str, Any] = {} if config is None else config.to_dict()
-        settings["backbone_config"] = as_config(AutoConfig.from_pretrained(name_or_path).to_dict())
+        settings["backbone_config"] = {name: value for name, value in theirs.items() if name not in NOT_OF_A_BACKBONE}
         assert cls.config_class is not None
         model: Self = cls(cls.config_class.from_dict(settings | fields))  # type: ignore[arg-type]
         chosen: Any = model.config.backbone_config
-        model.backbone = backbone_class(chosen).from_pretrained(name_or_path, config=chosen)
+        model.backbone = backbone_class(chosen).from_pretrained(name_or_path, config=copy.deepcopy(chosen))
+        model.backbone.config = chosen  # that of this model, without the folder's name
         return model
 
     def build_neck(self, channels: Sequence[int]) -> FeaturePyramid:
@@ -233,28 +239,6 @@ class Detector(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The feature pyramid network Xavier uniform with zero biases; heads say how they begin."""
-        if isinstance(module, FeaturePyramid):
-            for conv in convolutions(module):
-                init.xavier_uniform_(conv.weight)
-                init.zeros_(conv.bias)
-        elif isinstance(module, Head):
-            module.initialise(self.config)
-
-
-class Head(nn.Module):
-    """A part of a detector with an initialisation of its own."""
-
-    def initialise(self, config: Any) -> None:
-        """Draw all weights with the functions of `transformers.initialization`, which pass over loaded ones."""
-        raise NotImplementedError
-
-
-def convolutions(module: nn.Module) -> list[Any]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-
-
-def draw_normal(layer: Any, std: float) -> None:
-    """Normal weights, zero biases."""
-    init.normal_(layer.weight, std=std)
-    init.zeros_(layer.bias)
+        """Neck and heads draw themselves; the backbone draws its own."""
+        if isinstance(module, Drawn):
+            module.reset_parameters()

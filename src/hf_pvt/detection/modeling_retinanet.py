@@ -5,17 +5,17 @@ Legend: see the folder's `__init__`; P anchors per place, D the neck's width.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from ..drawn_layers import DrawnConv2d
 from .assigners import NEGATIVE, IoUAssigner
 from .box_coder import encode
 from .configuration_retinanet import RetinaNetConfig
 from .modeling_dense_detector import DenseDetector, Matched
-from .modeling_detector import Head, convolutions, draw_normal
 from .necks import ConvolvedNeck
 from .torchvision_ops import torchvision_ops
 
@@ -23,29 +23,27 @@ from .torchvision_ops import torchvision_ops
 PRIOR = 0.01
 
 
-class RetinaNetHead(Head):
-    """Two towers of 3x3 convolutions, shared by the levels: one for the labels, one for the boxes (section 4)."""
+class RetinaNetHead(nn.Module):
+    """Two towers of 3x3 convolutions, shared by the levels: one for the labels, one for the boxes (section 4).
+
+    Drawn normal (section 4.1, "Initialization").
+    """
 
     def __init__(self, config: RetinaNetConfig) -> None:
         super().__init__()
-        width, anchors, labels = config.fpn_hidden_size, config.anchors_per_place, config.num_labels or 0
-        self.cls_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.num_head_convs))
-        self.reg_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.num_head_convs))
-        self.retina_cls: Any = nn.Conv2d(width, anchors * labels, 3, padding=1)
-        self.retina_reg = nn.Conv2d(width, anchors * 4, 3, padding=1)
-        self.num_labels = labels
+        width, anchors, self.num_labels = config.fpn_hidden_size, config.anchors_per_place, config.num_labels or 0
+        draw = partial(init.normal_, std=config.initializer_range)
+        convolution = partial(DrawnConv2d, width, kernel_size=3, padding=1, draw=draw)
+        self.cls_convs = nn.ModuleList(convolution(out_channels=width) for _ in range(config.num_head_convs))
+        self.reg_convs = nn.ModuleList(convolution(out_channels=width) for _ in range(config.num_head_convs))
+        self.retina_cls = convolution(out_channels=anchors * self.num_labels, first_bias=-math.log((1 - PRIOR) / PRIOR))
+        self.retina_reg = convolution(out_channels=anchors * 4)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Levels (B, D, H_i, W_i) -> logits (B, A, K) and deltas (B, A, 4), level after level."""
         logits = [per_anchor(self.retina_cls(tower(self.cls_convs, level)), self.num_labels) for level in levels]
         deltas = [per_anchor(self.retina_reg(tower(self.reg_convs, level)), 4) for level in levels]
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
-
-    def initialise(self, config: RetinaNetConfig) -> None:
-        """Section 4.1, "Initialization"."""
-        for conv in convolutions(self):
-            draw_normal(conv, config.initializer_range)
-        init.constant_(self.retina_cls.bias, -math.log((1 - PRIOR) / PRIOR))
 
 
 def tower(convs: nn.ModuleList, feature_map: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..drawn_layers import XavierConv2d
 from ..feature_pyramid import FeaturePyramid
 
 
@@ -28,7 +29,7 @@ class ConvolvedNeck(FeaturePyramid):
     def __init__(self, in_channels: Sequence[int], width: int, further: int) -> None:
         super().__init__(in_channels, width)
         self.further_convs = nn.ModuleList(
-            nn.Conv2d(in_channels[-1] if index == 0 else width, width, kernel_size=3, stride=2, padding=1)
+            XavierConv2d(in_channels[-1] if index == 0 else width, width, kernel_size=3, stride=2, padding=1)
             for index in range(further)
         )
 

@@ -4,23 +4,25 @@ Legend: see the folder's `__init__`; P anchors per place, D the neck's width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
+from ..drawn_layers import DrawnConv2d
 from .anchors import Anchors
 from .assigners import IoUAssigner
 from .box_coder import decode, encode
 from .ground_truth import GroundTruth, Size
-from .modeling_detector import Head, convolutions, draw_normal
 from .samplers import RandomSampler
 from .suppression import best_candidates
 from .torchvision_ops import torchvision_ops
 
 
-class RegionProposalNetwork(Head):
+class RegionProposalNetwork(nn.Module):
     """A convolution shared by the levels, then for each anchor whether it is an object, and its deltas."""
 
     def __init__(self, config: Any) -> None:
@@ -28,9 +30,10 @@ class RegionProposalNetwork(Head):
         width, anchors = config.fpn_hidden_size, config.anchors_per_place
         self.nms_threshold, self.max_proposals = config.rpn_nms_threshold, config.max_proposals
         self.anchors = Anchors.of(config)
-        self.rpn_conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
-        self.rpn_cls = nn.Conv2d(width, anchors, kernel_size=1)
-        self.rpn_reg = nn.Conv2d(width, anchors * 4, kernel_size=1)
+        convolution = partial(DrawnConv2d, draw=partial(init.normal_, std=config.initializer_range))
+        self.rpn_conv = convolution(width, width, kernel_size=3, padding=1)
+        self.rpn_cls = convolution(width, anchors, kernel_size=1)
+        self.rpn_reg = convolution(width, anchors * 4, kernel_size=1)
         self.assign = IoUAssigner(config.rpn_positive_iou, config.rpn_negative_iou, least=config.rpn_negative_iou)
         self.sample = RandomSampler(config.rpn_samples, positive_share=0.5)
 
@@ -99,7 +102,3 @@ class RegionProposalNetwork(Head):
         boxes, scores, level = boxes[large], scores[large], level[large]
         kept = torchvision_ops.batched_nms(boxes, scores, level, self.nms_threshold)
         return boxes[kept[: self.max_proposals]]
-
-    def initialise(self, config: Any) -> None:
-        for conv in convolutions(self):
-            draw_normal(conv, config.initializer_range)
