@@ -57,6 +57,7 @@ def ground_truth(
         ValueError: labels that do not fit; the message names the image and what is wrong.
     """
     batch, _, height, width = pixel_values.shape
+    dtype = torch.promote_types(pixel_values.dtype, torch.float32)
     if isinstance(labels, Mapping | Tensor) or len(labels) != batch:
         given = type(labels).__name__ if isinstance(labels, Mapping | Tensor) else f"{len(labels)} dicts"
         raise ValueError(
@@ -71,7 +72,7 @@ def ground_truth(
             if missing:
                 raise ValueError(f"there is no {' and no '.join(missing)} in it, expected {', '.join(needed)}")
             classes = _classes(label["class_labels"], num_labels).to(pixel_values.device)
-            boxes = _boxes(label["boxes"], len(classes)).to(pixel_values.device)
+            boxes = _boxes(label["boxes"], len(classes)).to(pixel_values.device, dtype)
             masks = _masks(label["masks"], len(classes), (height, width)) if with_masks else None
         except ValueError as error:
             raise ValueError(f"labels of image {index}: {error}.") from error
@@ -94,7 +95,7 @@ def _classes(classes: Any, num_labels: int) -> Tensor:
 
 
 def _boxes(boxes: Any, count: int) -> Tensor:
-    boxes = torch.as_tensor(boxes, dtype=torch.float32)
+    boxes = torch.as_tensor(boxes)
     if boxes.numel() == 0 and count == 0:
         return boxes.reshape(0, 4)
     if tuple(boxes.shape) != (count, 4):

@@ -24,6 +24,7 @@ from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
 from .configuration_detector import DetectorConfig
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
+from .roi_pooling import at_least_float32
 from .suppression import Detections
 from .torchvision_ops import require_torchvision
 
@@ -196,7 +197,7 @@ class Detector(PreTrainedModel):
     ) -> None:
         """Fill in loss and detections, whose shapes depend on values; boxes and losses are computed in float32."""
         sizes = valid_sizes(pixel_values, pixel_mask)
-        predictions = {name: prediction.float() for name, prediction in predictions.items()}
+        predictions = {name: at_least_float32(prediction) for name, prediction in predictions.items()}
         if labels is not None:
             objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
             output.loss_dict = self.losses(levels, predictions, objects, sizes)
