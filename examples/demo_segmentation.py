@@ -156,6 +156,7 @@ def main() -> None:
     for image, labels in held_out:
         predictions.append(label_map_of(segmenter(Image.fromarray(image)), labels.shape))
         metric.add(prediction=predictions[-1], reference=labels)
+    Image.fromarray(held_out[0][0]).save(arguments.output_dir / "scene.png")
     picture = arguments.output_dir / "segmentation.png"
     draw(held_out, predictions, picture)
     mean_iou = metric.compute()["mean_iou"]
