@@ -132,7 +132,7 @@ def enlarged(label_map: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("out/demo"))
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=1200)
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     torch.manual_seed(0)
