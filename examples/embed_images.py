@@ -173,7 +173,7 @@ class Embedder:
             return self.columns(pixel_values, sizes)
 
     def columns(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> Columns:
-        features = self.model.pool(self.model.base_model(pixel_values).last_hidden_state)  # (B, C)
+        features = self.model.base_model(pixel_values).pooler_output  # (B, C)
         return {"embedding": list(features.float().cpu().numpy())}
 
 
