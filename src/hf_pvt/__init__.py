@@ -10,6 +10,7 @@ from .auto import register as _register
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
+from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
     PvtSegmentationImageProcessor,
@@ -17,7 +18,7 @@ from .image_processing_pvt import (
     classification_image_processor,
     segmentation_image_processor,
 )
-from .labels import ade20k_id2label, ade20k_palette, imagenet_1k_id2label
+from .labels import ade20k_id2label, ade20k_palette, coco_category_ids, coco_id2label, imagenet_1k_id2label
 from .modeling_p2t import (
     P2tBackbone,
     P2tForImageClassification,
@@ -55,6 +56,7 @@ __all__ = [
     "P2tPreTrainedModel",
     "PvtBackbone",
     "PvtConfig",
+    "PvtDetectionImageProcessor",
     "PvtForImageClassification",
     "PvtForSemanticSegmentation",
     "PvtModel",
@@ -70,6 +72,9 @@ __all__ = [
     "ade20k_id2label",
     "ade20k_palette",
     "classification_image_processor",
+    "coco_category_ids",
+    "coco_id2label",
+    "detection_image_processor",
     "draw_segmentation",
     "imagenet_1k_id2label",
     "load_original",

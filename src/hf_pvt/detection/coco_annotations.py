@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from .coco_masks import draw_mask, nearest_as_cv2, shortened
 
 Size = tuple[int, int]  # height, width
 
@@ -63,41 +64,12 @@ def detection_target(
     return target
 
 
-def draw_mask(segmentation: Any, size: Size, where: str = "the annotation") -> NDArray[np.bool_]:
-    """Polygons or a run-length encoding, compressed or not, as the pixels (H, W) that COCO's own code draws."""
-    try:
-        from faster_coco_eval.core import mask as coco_mask
-    except ImportError:
-        raise ImportError(
-            "masks of COCO's annotations need faster-coco-eval, which is not installed; run `pip install "
-            "hf_pvt[detection]`."
-        ) from None
-    if isinstance(segmentation, dict):
-        _check_runs(segmentation, size, where)
-    else:
-        _check_polygons(segmentation, size, where)
-    try:
-        regions = coco_mask.frPyObjects(segmentation, *size)
-        return coco_mask.decode(coco_mask.merge(regions) if isinstance(regions, list) else regions).astype(bool)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} has a segmentation that cannot be decoded ({error}); repair it.") from error
-
-
-def nearest_as_cv2(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
-    """(H, W) -> `size`: each pixel is the one that its corner falls into, in cv2's arithmetic, as published."""
-    rows, columns = (
-        np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
-        for new, old in zip(size, mask.shape, strict=True)
-    )
-    return mask[rows[:, None], columns]
-
-
 def _entries(annotation: Any) -> tuple[int, list[dict[str, Any]]]:
     """The image's number and its annotations."""
     if not isinstance(annotation, dict) or not {"image_id", "annotations"} <= annotation.keys():
         raise ValueError(
             'the annotations of an image are a dict {"image_id": ..., "annotations": [...]} in COCO\'s format, got '
-            f"{_short(annotation)}."
+            f"{shortened(annotation)}."
         )
     image_id, entries = annotation["image_id"], annotation["annotations"]
     if isinstance(image_id, Tensor | np.generic):
@@ -148,37 +120,3 @@ def _normalised(boxes: list[tuple[float, float, float, float]], size: Size) -> T
     return torch.stack(
         [(x1 + x2) / (2 * width), (y1 + y2) / (2 * height), (x2 - x1) / width, (y2 - y1) / height], dim=1
     ).float()
-
-
-def _check_runs(segmentation: dict[str, Any], size: Size, where: str) -> None:
-    given = [int(side) for side in segmentation.get("size", ())]
-    if "counts" not in segmentation or given != list(size):
-        raise ValueError(
-            f"{where} has a run-length encoding of size {given}, its image is {list(size)} (height, width); expected "
-            "`counts` and the same `size`."
-        )
-
-
-def _check_polygons(segmentation: Any, size: Size, where: str) -> None:
-    """Points far outside are refused as well: drawing takes time and memory along the whole outline."""
-    if not isinstance(segmentation, list | tuple) or not segmentation:
-        raise ValueError(
-            f"{where} has the segmentation {_short(segmentation)}, expected polygons [[x1, y1, x2, y2, ...], ...] or a "
-            "run-length encoding."
-        )
-    for polygon in segmentation:
-        if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                f"{where} has the polygon {_short(polygon)}, expected x1, y1, x2, y2, ... of three points or more."
-            )
-        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)  # x, y
-        if not (np.abs(points) <= 2 * max(size)).all():
-            raise ValueError(
-                f"{where} has the polygon {_short(polygon)} with points far outside its image of {size[1]}x{size[0]} "
-                "(width x height); is it another image's?"
-            )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
