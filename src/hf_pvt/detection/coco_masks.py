@@ -17,10 +17,15 @@ def draw_mask(segmentation: Any, size: Size, where: str = "the annotation") -> N
         _check_polygons(segmentation, size, where)
     coco_mask = _coco_mask()
     try:
-        regions = coco_mask.frPyObjects(segmentation, *size)
-        return coco_mask.decode(coco_mask.merge(regions) if isinstance(regions, list) else regions).astype(bool)
+        if not isinstance(segmentation, dict):
+            segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+        elif isinstance(segmentation["counts"], list | tuple):
+            segmentation = coco_mask.frPyObjects(segmentation, *size)
+        return coco_mask.decode(segmentation).astype(bool)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} has a segmentation that cannot be decoded ({error}); repair it.") from error
+        raise ValueError(
+            f"{where} has a segmentation that cannot be decoded to its {size[0]}x{size[1]} pixels."
+        ) from error
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
