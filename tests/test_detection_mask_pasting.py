@@ -1,7 +1,4 @@
-"""Masks pasted into images: the published formula at each pixel, and memory."""
-
-import subprocess
-import sys
+"""Masks pasted into images: the published formula at each pixel. Memory: test_detection_post_processing.py."""
 
 import pytest
 import torch
@@ -84,30 +81,3 @@ def test_no_masks_and_half_precision() -> None:
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE).shape == (0, *SIZE)
     masks, boxes = random_masks(3).half(), torch.tensor([BOXES["inside"]]).expand(3, 4)
     assert paste_masks(masks, boxes, SIZE).equal(paste_masks(masks.float(), boxes, SIZE))
-
-
-PHOTOGRAPH = """
-import resource
-import torch
-from hf_pvt.detection.mask_pasting import pasted_windows
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-
-masks, boxes = torch.rand(100, 28, 28), torch.rand(100, 4) * 500
-boxes[:, 2:] += boxes[:, :2] + 100
-boxes[::33] = torch.tensor([0.0, 0.0, 4000.0, 3000.0])
-next(pasted_windows(masks[:1], boxes[1:2], (20, 20)))
-before, pixels = peak(), 0
-for _, window in pasted_windows(masks, boxes, (3000, 4000)):
-    pixels = max(pixels, window.numel())
-assert pixels == 3000 * 4000
-print(peak() - before)
-"""
-
-
-def test_memory_of_a_photograph() -> None:
-    """100 masks of 4000x3000 pixels, four of them as large as the image: the largest window and a piece of it."""
-    result = subprocess.run([sys.executable, "-c", PHOTOGRAPH], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 150

@@ -10,6 +10,7 @@ from .auto import register as _register
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
+from .detection.drawing_detections import draw_detections
 from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
@@ -75,6 +76,7 @@ __all__ = [
     "coco_category_ids",
     "coco_id2label",
     "detection_image_processor",
+    "draw_detections",
     "draw_segmentation",
     "imagenet_1k_id2label",
     "load_original",
