@@ -15,7 +15,6 @@ classification, examples/README.md is the guide.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +32,7 @@ from training.mask_census import check_masks, some
 from training.models import open_model
 from training.optimization import Schedule, run_length
 from training.order import Purpose, derived_seed
+from training.overlays import Overlays
 from training.results import finish, start_name
 from training.samples import Sample
 from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
@@ -40,8 +40,7 @@ from transformers import AutoModelForSemanticSegmentation
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.drawing import side_by_side
-from hf_pvt.image_processing_pvt import most_likely_labels, nearest
+from hf_pvt.image_processing_pvt import most_likely_labels
 from hf_pvt.metrics import MeanIoU
 
 # What the flags are that are not given.
@@ -150,10 +149,10 @@ class Segmentation:
         processor: BaseImageProcessor,
         validation: Iterable[Sample] | None,
     ) -> None:
-        self.accelerator, self.task, self.labels, self.processor = accelerator, task, labels, processor
+        self.accelerator, self.task, self.labels = accelerator, task, labels
         self.metric = MeanIoU(len(labels.names), labels.ignored)
         self.validation = validation
-        self.shown: list[tuple[Tensor, Tensor, Tensor]] = []  # pixel values, predicted labels, labels
+        self.overlays = Overlays(labels, processor, task.overlays)
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
         """The mean over the labelled pixels of all processes, of which each adds its part."""
@@ -170,8 +169,8 @@ class Segmentation:
             predicted = most_likely_labels(model(pixel_values=pixel_values).logits[0], tuple(labels.shape[1:]))
         if not batch["counted"][0]:
             return np.zeros(len(self.labels.names) ** 2, dtype=np.int64)
-        if len(self.shown) < self.task.overlays and self.accelerator.is_main_process:
-            self.shown.append((pixel_values[0].cpu(), predicted.cpu(), labels[0].cpu()))
+        if self.accelerator.is_main_process:
+            self.overlays.add(pixel_values[0], labels[0], predicted)
         return self.metric.count([predicted.cpu()], [labels[0].cpu()])
 
     def remarks(self, scores: dict[str, Any]) -> dict[str, str]:
@@ -184,24 +183,6 @@ class Segmentation:
                 remarks[mean] = f"over {known} of {all_labels} labels, without {some(absent)}"
         return remarks
 
-    def draw(self, folder: Path) -> None:
-        """What the last evaluation saw first, as the model saw it: `<n>.png`, the labels beside the prediction."""
-        names = dict(enumerate(self.labels.names))
-        mean, std = (
-            torch.tensor(values)[:, None, None] for values in (self.processor.image_mean, self.processor.image_std)
-        )
-        for number, (pixel_values, predicted, labelled) in enumerate(self.shown):
-            folder.mkdir(parents=True, exist_ok=True)
-            image = (
-                (255 * (pixel_values * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-            )  # (h, w, 3)
-            pictures = {}
-            for heading, label_map in (("labelled", labelled), ("predicted", predicted)):
-                seen = nearest(label_map.numpy(), image.shape[:2])
-                pictures[heading] = hf_pvt.draw_segmentation(image, seen, names, ignore_index=self.labels.ignored)
-            side_by_side(pictures).save(folder / f"{number}.png")
-        self.shown.clear()
-
 
 class SegmentationLoop(Loop):
     """Writes pictures at each evaluation, and says which labels the scores are over."""
@@ -211,7 +192,7 @@ class SegmentationLoop(Loop):
     def evaluate(self) -> None:
         super().evaluate()
         with self._off_the_clock():
-            self.task.draw(self.output_dir / "overlays" / f"step-{self.step}")
+            self.task.overlays.save(self.output_dir / "overlays" / f"step-{self.step}")
 
     def _scores(self, model: nn.Module) -> dict[str, Any]:
         scores = super()._scores(model)
@@ -253,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     labels = open_label_values(data, task.labels, task.reduce_labels)
     training, validation = open_label_maps(data, task.mask_column, derived_seed(seed, Purpose.SPLIT))
-    check_masks(accelerator, labels, training, validation, data.on_bad_image)
+    check_masks(accelerator, labels, training, validation, data.on_bad_image, task.shorter_side)
     feed = Feed(accelerator, data, run, seed)
     order = feed.order(training)
     steps_per_epoch = None if order is None else order.steps_per_epoch

@@ -184,7 +184,7 @@ def pairs(root: Path) -> Any:
 
 def check(root: Path, validation: Path | None = None, on_bad_image: str = "error") -> None:
     labels = open_label_values(DataArguments(train_dir=str(root)), None)
-    check_masks(Accelerator(cpu=True), labels, pairs(root), validation and pairs(validation), on_bad_image)
+    check_masks(Accelerator(cpu=True), labels, pairs(root), validation and pairs(validation), on_bad_image, 64)
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -277,6 +277,23 @@ def test_skipped_masks_are_left_to_their_turn(tmp_path: Path) -> None:
         check(tmp_path / "1", on_bad_image="skip")
 
 
+def test_small_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What enlarging them costs is said; the crop is as large as the shorter side, unless it is chosen."""
+    root = scenes(tmp_path / "data", [[0, 1]] * 4, ["a", "b"])  # 64x48
+    values = {"from_scratch": configuration(tmp_path), "crop_size": None, "max_steps": 1}
+    for side, warned in ((96, True), (64, False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            used = run(flags(root, tmp_path / str(side), shorter_side=side, **values))["arguments"]
+        assert used["crop_size"] == side
+        warning = (
+            f"images of at most 48 pixels on their shorter side are enlarged to {side}; --shorter_side 48 computes"
+        )
+        assert [message for message in messages(caplog) if "enlarged" in message] == [
+            f"{warning} 4 times less"
+        ] * warned
+
+
 def test_of_many_masks_a_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -300,7 +317,7 @@ def test_a_stream_is_looked_at_in_part(tmp_path: Path, caplog: pytest.LogCapture
     stream, _ = open_label_maps(data, None, 0)
     labels = open_label_values(data, str(root / "labels.json"))
     with caplog.at_level(logging.INFO):
-        check_masks(Accelerator(cpu=True), labels, stream, None, "error")
+        check_masks(Accelerator(cpu=True), labels, stream, None, "error", 64)
     assert messages(caplog) == [
         "of the stream's training masks the first 100 are looked at, the others in their turn",
         "none of the 2 training masks looked at holds lesion; they hold the pixel values 0 and 255, of which 255 is no "
@@ -308,7 +325,7 @@ def test_a_stream_is_looked_at_in_part(tmp_path: Path, caplog: pytest.LogCapture
     ]
     strange = LabelValues(["a", "b"], [0, 1], frozenset())
     with pytest.raises(ValueError, match="255 has no name"):
-        check_masks(Accelerator(cpu=True), strange, stream, None, "error")
+        check_masks(Accelerator(cpu=True), strange, stream, None, "error", 64)
 
 
 # Runs

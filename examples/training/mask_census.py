@@ -37,40 +37,34 @@ class Census:
         first: each pixel value, with the number and the name of the first mask that holds it.
         bad: masks that cannot be read, or hold values that mean nothing, by their number.
         masks: how many were looked at.
+        side: the longest of their shorter sides, in pixels.
     """
 
     first: dict[int, tuple[int, str]] = field(default_factory=dict)
     bad: dict[int, BadImageError] = field(default_factory=dict)
     masks: int = 0
+    side: int = 0
 
-    def add(self, number: int, found: tuple[list[int], str] | BadImageError) -> None:
-        self.masks += 1
-        if isinstance(found, BadImageError):
-            self.bad[number] = found
-            return
-        values, name = found
-        self._add({value: (number, name) for value in values})
-
-    def _add(self, first: dict[int, tuple[int, str]]) -> None:
-        for value, place in first.items():
-            self.first[value] = min(place, self.first.get(value, place))
-
-    @staticmethod
-    def of_all(parts: "Sequence[Census]") -> "Census":
-        whole = Census(masks=sum(part.masks for part in parts))
-        for part in parts:
-            whole._add(part.first)
-            whole.bad |= part.bad
-        return whole
+    def __add__(self, other: "Census") -> "Census":
+        first = dict(self.first)
+        for value, place in other.first.items():
+            first[value] = min(place, first.get(value, place))
+        bad, masks, side = self.bad | other.bad, self.masks + other.masks, max(self.side, other.side)
+        return Census(first, bad, masks, side)
 
 
 def check_masks(
-    accelerator: Accelerator, labels: LabelValues, training: Any, validation: Any, on_bad_image: str
+    accelerator: Accelerator,
+    labels: LabelValues,
+    training: Any,
+    validation: Any,
+    on_bad_image: str,
+    shorter_side: int,
 ) -> None:
     """Look at the masks of both shares, each process at its part; every process has to call this, and all fail alike.
 
-    Warns of labels that no mask holds. With `on_bad_image` "skip", masks with values of no meaning are left to their
-    turn, as other bad ones.
+    Warns of labels that no mask holds, and of images that `shorter_side` enlarges to twice their size or more. With
+    `on_bad_image` "skip", bad masks and values of no meaning are left to their turn.
 
     Raises:
         BadImageError: a mask cannot be read.
@@ -78,9 +72,7 @@ def check_masks(
     """
     expected = labels.names
     for share, examples in (("training", training), ("validation", validation)):
-        if examples is None:
-            continue
-        census = _census(accelerator, examples, share)
+        census = Census() if examples is None else _census(accelerator, examples, share)
         if not census.masks:
             continue  # an empty share is refused elsewhere
         if census.bad and (on_bad_image == "error" or not census.first):
@@ -94,6 +86,11 @@ def check_masks(
         if missing:
             looked_at = f"none of the {census.masks:,} {share} masks looked at holds {some(missing)}"
             logger.warning(f"{looked_at}; they hold {_found(census, labels)}")
+        if share == "training" and 2 * census.side <= shorter_side:
+            logger.warning(
+                f"images of at most {census.side} pixels on their shorter side are enlarged to {shorter_side}; "
+                f"--shorter_side {census.side} computes {shorter_side**2 / census.side**2:.0f} times less"
+            )
         expected = occurring  # validation misses what training has
 
 
@@ -111,22 +108,19 @@ def _census(accelerator: Accelerator, examples: Any, share: str) -> Census:
                 f"{len(chosen):,} of the {len(examples):,} {share} masks are looked at, the others in their turn"
             )
         mine, numbers = examples, chosen[accelerator.process_index :: accelerator.num_processes]
-    census = Census()
     with ThreadPoolExecutor(THREADS) as pool:
-        looks = pool.map(lambda number: _look(mine[number]), numbers)
-        quiet = not accelerator.is_main_process
-        for number, found in zip(numbers, tqdm(looks, f"{share} masks", len(numbers), disable=quiet), strict=True):
-            census.add(number, found)
-    return Census.of_all(gather_object([census]))
+        looks = pool.map(lambda number: _look(mine[number], number), numbers)
+        census = sum(tqdm(looks, f"{share} masks", len(numbers), disable=not accelerator.is_main_process), Census())
+    return sum(gather_object([census]), Census())
 
 
-def _look(example: Example) -> tuple[list[int], str] | BadImageError:
-    """The values of an example's mask and its name, or what is wrong with it."""
+def _look(example: Example, number: int) -> Census:
+    """What one mask holds."""
     try:
         pixels, name = mask_pixels(example)
     except BadImageError as error:
-        return error
-    return np.unique(pixels).tolist(), name
+        return Census(bad={number: error}, masks=1)
+    return Census({value: (number, name) for value in np.unique(pixels).tolist()}, masks=1, side=min(pixels.shape))
 
 
 def _refusal(census: Census, share: str, labels: LabelValues, occurring: list[str], strangers: set[int]) -> str:
