@@ -63,7 +63,7 @@ def test_legend_is_whole(size: tuple[int, int]) -> None:
     (top, left), (bottom, right) = drawn.min(axis=0), drawn.max(axis=0)
     assert bottom <= picture.height - 6 and right <= picture.width - 6
     assert left >= size[0] + 6 or top >= size[1] + 6
-    widest = max(size[0], 8 * 18 if max(size) < 450 else 0)
+    widest = max(size[0], 9 * 18 if max(size) < 450 else 0)
     assert picture.width - size[0] * (size[1] > size[0]) <= widest, "no wider than the image, if that can be read"
     box = colours_of(legend_of(picture, *size)) & {distinct_colour(0)}
     assert box, "the largest label is named"

@@ -22,7 +22,7 @@ MIN_FONT_SIZE = 11  # pixels; smaller text cannot be read
 LEAST_LINES = 6  # of the legend, even where the image is lower
 FONT_SHARE = 0.024  # of the image's mean side
 OUTLINE_SHARE = 0.003  # of the same: the width of a label's outline, at least a pixel
-LEAST_LEGEND = 8  # heights of a line: the width that a legend takes beside or below an image that is narrower
+LEAST_LEGEND = 9  # heights of a line: the width that a legend takes beside or below an image that is narrower
 BACKGROUND = "background"  # the name of what is not painted, in any case
 PAPER, INK, FRAME = (255, 255, 255), (32, 32, 32), (128, 128, 128)
 STEPS = tuple(1.2207440846057596**-i for i in (1, 2, 3))  # the root of x**4 = x + 1
