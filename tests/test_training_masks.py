@@ -120,9 +120,6 @@ def test_what_holds_no_names(content: str, tmp_path: Path) -> None:
 
 
 def test_no_file_of_names(tmp_path: Path) -> None:
-    missing = "the labels have no names; write .* to labels.json beside the data, or give --labels"
-    with pytest.raises(ValueError, match=missing):
-        open_label_values(DataArguments(train_dir=str(tmp_path)), None)
     with pytest.raises(FileNotFoundError, match="there is no file gone.json of labels"):
         open_label_values(DataArguments(train_dir=str(tmp_path)), "gone.json")
     names_file(tmp_path, ["a", "b"])
@@ -193,7 +190,10 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message.removeprefix("[RANK 0] ") for message in own]
 
 
-ADVICE = "say in labels.json what each value means, such as {}, with null for one that is no label."
+ADVICE = (
+    "say in labels.json beside the data, or in a file for --labels, what each value means, such as {}, with null for "
+    "one that is no label."
+)
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,14 @@ ADVICE = "say in labels.json what each value means, such as {}, with null for on
             "the training masks hold the pixel values 0 and 1, of which 0 is no label: 'only' is the only label, and "
             f"training wants at least two; {ADVICE.format(json.dumps(BINARY))}",
         ),
+        (
+            [[0], [3, 4, 9]],
+            None,
+            "the training masks hold the pixel values 0, 3, 4 and 9, and nothing names them; "
+            + ADVICE.format(json.dumps(BINARY)),
+        ),
     ],
-    ids=["0 and 255", "strangers", "as many", "none", "one"],
+    ids=["0 and 255", "strangers", "as many", "none", "one", "nameless"],
 )
 def test_masks_that_are_refused(values: Any, names: Any, message: str, tmp_path: Path) -> None:
     """With what was found, and how to go on."""
@@ -334,7 +340,8 @@ def test_a_stream_is_looked_at_in_part(tmp_path: Path, caplog: pytest.LogCapture
 def test_masks_of_0_and_255(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Refused before the first step, in all processes, where 255 has no name; with one they are two labels."""
     root = scenes(tmp_path / "data", [[0, 255], [0, 0, 255], [255, 0, 0], [0, 255, 255]] * 3, ["background", "lesion"])
-    values = {"from_scratch": configuration(tmp_path), "train_val_split": 0.25, "max_steps": 2}
+    start = configuration(tmp_path, semantic_loss_ignore_index=1)  # what the model ignored elsewhere
+    values = {"from_scratch": start, "train_val_split": 0.25, "max_steps": 2}
     process = launch(flags(root, tmp_path / "refused", per_device_train_batch_size=2, **values), processes=2)
     assert process.returncode == 1
     errors = [line for line in process.stderr.replace("\r", "\n").splitlines() if "error: the training masks" in line]
@@ -344,7 +351,8 @@ def test_masks_of_0_and_255(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     metrics = run(flags(root, tmp_path / "out", **values))["metrics"]
     assert len(metrics["per_category_iou"]) == 2 and None not in metrics["per_category_iou"]
     assert metrics["remarks"] == {}
-    assert AutoConfig.from_pretrained(tmp_path / "out" / "model").id2label == {0: "background", 1: "lesion"}
+    config = AutoConfig.from_pretrained(tmp_path / "out" / "model")
+    assert (config.id2label, config.semantic_loss_ignore_index) == ({0: "background", 1: "lesion"}, 255)
 
 
 def test_a_mean_over_fewer_labels_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

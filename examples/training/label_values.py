@@ -79,14 +79,18 @@ def open_label_values(data: DataArguments, given: str | None, reduce_labels: boo
     Labels are numbered in the order of their values. A list of names is short for values from 0. Where 255 is not
     named, it is no label.
 
+    Where there is no labels.json the labels are none: `mask_census.check_masks` says what there is to be named.
+
     Args:
         reduce_labels: names are those of the values from 1, and 0 is no label, as ADE20K wants it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: none is given, the file holds something else, or `reduce_labels` does not go with it.
+        FileNotFoundError: there is no file `given`.
+        ValueError: the file holds something else, or `reduce_labels` does not go with it.
     """
     named, path = _named_values(data, given)
+    if not named:
+        return LabelValues([], [], frozenset())
     values = sorted(value for value, name in named.items() if name is not None)
     names = [str(named[value]) for value in values]
     no_label = {value for value, name in named.items() if name is None}
@@ -111,10 +115,7 @@ def _named_values(data: DataArguments, given: str | None) -> tuple[dict[int, str
     if not path.is_file():
         if given:
             raise FileNotFoundError(f"there is no file {path} of labels.")
-        raise ValueError(
-            'the labels have no names; write {"<pixel value>": name, ...} to labels.json beside the data, or give '
-            "--labels."
-        )
+        return {}, str(path)
     try:
         return _checked(json.loads(path.read_text(encoding="utf-8"))), str(path)
     except (ValueError, TypeError) as error:

@@ -79,7 +79,8 @@ def check_masks(
             raise census.bad[min(census.bad)]
         strangers = census.first.keys() - set(labels.values) - labels.no_label
         occurring = [name for name, value in zip(labels.names, labels.values, strict=True) if value in census.first]
-        too_few = share == "training" and len(occurring) < 2 and not is_stream(examples)
+        known = labels.names if is_stream(examples) else occurring  # a stream's first masks may be all alike
+        too_few = share == "training" and len(known) < 2
         if too_few or (strangers and on_bad_image == "error"):
             raise ValueError(_refusal(census, share, labels, occurring, strangers))
         missing = [name for name in expected if name not in occurring]
@@ -126,7 +127,9 @@ def _look(example: Example, number: int) -> Census:
 def _refusal(census: Census, share: str, labels: LabelValues, occurring: list[str], strangers: set[int]) -> str:
     """What was found, what it means, and how to go on."""
     sentence = f"the {share} masks hold {_found(census, labels)}"
-    if strangers:
+    if not labels.names:
+        sentence += ", and nothing names them"
+    elif strangers:
         _, file = min(census.first[value] for value in strangers)
         sentence += f", and {in_words(strangers)} {'have' if len(strangers) > 1 else 'has'} no name (first in {file})"
         if Path(file).suffix.lower() in (".jpg", ".jpeg"):
@@ -149,7 +152,8 @@ def _advice(found: list[int], names: list[str]) -> str:
     if 1 < len(found) == len(names) <= MOST_NAMES:
         example = dict(zip(map(str, found), names, strict=True))
     return (
-        f"say in labels.json what each value means, such as {json.dumps(example)}, with null for one that is no label"
+        "say in labels.json beside the data, or in a file for --labels, what each value means, such as "
+        f"{json.dumps(example)}, with null for one that is no label"
     )
 
 
