@@ -20,7 +20,7 @@ from training.arguments import DataArguments
 from training.images import BadImageError
 from training.label_maps import Decoder, Example, Pairs, mask_pixels, open_label_maps
 from training.label_values import LabelValues, in_words, open_label_values
-from training.mask_census import check_masks
+from training.mask_census import Census, check_masks
 from transformers import AutoConfig
 
 BINARY = {"0": "background", "255": "lesion"}
@@ -337,22 +337,38 @@ def test_a_stream_is_looked_at_in_part(tmp_path: Path, caplog: pytest.LogCapture
 # Runs
 
 
-def test_masks_of_0_and_255(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Refused before the first step, in all processes, where 255 has no name; with one they are two labels."""
+def test_masks_of_0_and_255(tmp_path: Path) -> None:
+    """Refused before the first step where 255 has no name; with one they are two labels."""
     root = scenes(tmp_path / "data", [[0, 255], [0, 0, 255], [255, 0, 0], [0, 255, 255]] * 3, ["background", "lesion"])
     start = configuration(tmp_path, semantic_loss_ignore_index=1)  # what the model ignored elsewhere
     values = {"from_scratch": start, "train_val_split": 0.25, "max_steps": 2}
-    process = launch(flags(root, tmp_path / "refused", per_device_train_batch_size=2, **values), processes=2)
-    assert process.returncode == 1
-    errors = [line for line in process.stderr.replace("\r", "\n").splitlines() if "error: the training masks" in line]
-    assert len(errors) == 2 and all("of which 255 is no label" in line for line in errors)
-    assert not (tmp_path / "refused" / "model").exists()
+    with pytest.raises(ValueError, match="of which 255 is no label: 'background' is the only label"):
+        run(flags(root, tmp_path / "refused", **values))
+    assert not (tmp_path / "refused").exists()
     names_file(root, BINARY)
     metrics = run(flags(root, tmp_path / "out", **values))["metrics"]
     assert len(metrics["per_category_iou"]) == 2 and None not in metrics["per_category_iou"]
     assert metrics["remarks"] == {}
     config = AutoConfig.from_pretrained(tmp_path / "out" / "model")
     assert (config.id2label, config.semantic_loss_ignore_index) == ({0: "background", 1: "lesion"}, 255)
+
+
+def test_processes_fail_together(tmp_path: Path) -> None:
+    """Though one of them alone has looked at the mask that is refused."""
+    root = scenes(tmp_path / "data", [[0, 1], [0, 1, 9], [0, 1], [0, 1]], ["a", "b"])
+    values = {"from_scratch": configuration(tmp_path), "per_device_train_batch_size": 2, "max_steps": 1}
+    process = launch(flags(root, tmp_path / "out", **values), processes=2)
+    assert process.returncode == 1 and not (tmp_path / "out" / "model").exists()
+    errors = [line for line in process.stderr.replace("\r", "\n").splitlines() if "error: the training masks" in line]
+    assert len(errors) == 2 and all(f"9 has no name (first in {root}/masks/1.png)" in line for line in errors)
+
+
+def test_counts_add_up() -> None:
+    """In any order: the first mask of a value is the first of all."""
+    bad = BadImageError("c.png", "is empty")
+    parts = [Census({0: (1, "b"), 7: (1, "b")}, {}, 2, 48), Census({0: (0, "a"), 9: (4, "e")}, {2: bad}, 3, 32)]
+    whole = Census({0: (0, "a"), 7: (1, "b"), 9: (4, "e")}, {2: bad}, 5, 48)
+    assert parts[0] + parts[1] == parts[1] + parts[0] == whole
 
 
 def test_a_mean_over_fewer_labels_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
