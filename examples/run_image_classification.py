@@ -25,7 +25,7 @@ from training.arguments import DataArguments, OptimizationArguments, RunArgument
 from training.augmentation import BICUBIC, Mixing, RandAugment
 from training.feed import Feed
 from training.images import decode_image
-from training.labelled_images import Example, Labels, open_images
+from training.labelled_images import Example, Labels, check_classes, open_images
 from training.launch import run_main, start
 from training.loop import Loop
 from training.models import open_model
@@ -198,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     training, validation, labels = open_images(
         data, task.label_column, task.label_names, derived_seed(seed, Purpose.SPLIT)
     )
+    check_classes(labels, training)
     feed = Feed(accelerator, data, run, seed)
     order = feed.order(training, task.repeated_augmentation)
     steps_per_epoch = None if order is None else order.steps_per_epoch

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from classification_runs import ENVIRONMENT, SCRIPT, digits, flags, launch, results, run, too_small, weights
@@ -20,7 +21,7 @@ from training.arguments import DataArguments, RunArguments
 from training.feed import Feed
 from training.images import BadImageError, decode_image
 from training.labelled_images import Labels, Rows
-from training.launch import TrainingError, lost_processes, sentence
+from training.launch import TrainingError, lost_processes, sentence, share_of_cores
 from training.samples import Sample
 from training.sources import open_split
 
@@ -94,6 +95,21 @@ def test_slurm_s_tasks_and_idle_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lost_processes(1, []) is None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert str(lost_processes(1, [])).startswith("one process is running, on one of 4 GPUs (")
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(8, 1, 8), (8, 3, 2), (1, 4, 1)])
+def test_as_many_workers_as_cores(cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this process may use, shared by the machine's processes; by default."""
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert share_of_cores() == workers
+
+
+def test_default_workers_read(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [0], raising=False)
+    values = {"from_scratch": tiny, "max_steps": 1, "per_device_train_batch_size": 8, "dataloader_num_workers": None}
+    record = run(flags(digits(tmp_path / "data", 48, 8), tmp_path / "out", **values))
+    assert record["arguments"]["dataloader_num_workers"] == 1 and record["metrics"]["examples"] == 8
 
 
 def test_the_launcher_s_silence_is_broken(tiny: str, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ class DataArguments:
     validation_dir: str | None = flag("A folder of validation data.")
     train_files: list[str] | None = flag("Parquet files or WebDataset shards (.tar); quoted * are expanded.")
     validation_files: list[str] | None = flag("The same, for evaluation.")
-    train_val_split: float | None = flag("This share of the training data is held out, where no validation is given.")
+    train_val_split: float | None = flag(
+        "This share of the training data is held out, where no validation is given; 0: nothing is measured."
+    )
     streaming: bool = flag("Read while training, for data larger than the disk; needs --max_steps.", False)
     shuffle_buffer: int = flag("Samples that a stream is shuffled within.", 10_000)
     image_column: str | None = flag("Column of the images; default: the only one that holds images.")
@@ -62,7 +64,9 @@ class RunArguments:
     per_device_train_batch_size: int = flag("Images of one process at once.", 32)
     per_device_eval_batch_size: int | None = flag("The same in evaluation; default: as in training.")
     gradient_accumulation_steps: int = flag("Batches of each process that make one step.", 1)
-    dataloader_num_workers: int = flag("Processes that read images, for each process of the run.", 4)
+    dataloader_num_workers: int | None = flag(
+        "Processes that read images, for each process of the run; default: its share of the cores."
+    )
     gradient_checkpointing: bool = flag("Compute activations twice to hold fewer.", False)
     compile: bool = flag("Compile the model with torch.compile.", False)
     channels_last: bool = flag("Weights in channels-last memory, as the activations are.", False)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from torch.utils.data import Subset
 
 import hf_pvt
 
@@ -116,3 +117,13 @@ def _label_names(rows: Any, column: str, given: str | None) -> list[str]:
         raise ValueError(f"the stream's column {column!r} has no names of labels; give them with --label_names.")
     values = sorted(set(rows[column]))
     return values if isinstance(values[0], str) else [str(number) for number in range(values[-1] + 1)]
+
+
+def check_classes(labels: Labels, images: Any) -> None:
+    """Raise ValueError where all training images have one label; of a stream's, only the names are known."""
+    images = images.dataset if isinstance(images, Subset) else images
+    found = set(labels.names)  # of class folders, each has images
+    if isinstance(images, Rows) and not isinstance(images.rows, datasets.IterableDataset):
+        found &= {labels.names[labels.number(raw, "a row")] for raw in set(images.rows[images.column])}
+    if len(found) < 2:
+        raise ValueError(f"all training images are of one class, {', '.join(found)}; a classifier wants two at least.")

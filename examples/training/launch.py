@@ -25,7 +25,7 @@ HOW_TO = "GPUs: accelerate launch --multi_gpu --num_processes N; CPU: ACCELERATE
 
 
 def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator:
-    """This process's accelerator, with logging set up and lost processes warned of."""
+    """This process's accelerator, with logging set up and lost processes warned of; fills in the loader's workers."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for talkative in ("httpx", "accelerate", "torch", "fsspec"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
@@ -38,6 +38,8 @@ def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator
         log_with=run.report_to,
         project_dir=run.output_dir,
     )
+    if run.dataloader_num_workers is None:
+        run.dataloader_num_workers = share_of_cores()
     if accelerator.state.deepspeed_plugin is not None:
         # It would look for this in a prepared DataLoader, and ours deal the samples themselves.
         config = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -48,6 +50,13 @@ def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator
     if problem:
         logger.warning(problem)
     return accelerator
+
+
+def share_of_cores() -> int:
+    """The cores that this process may run on, divided by the processes of this machine."""
+    # Where a container or SLURM allows fewer cores than there are, more workers would only wait for each other.
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def parent_command_lines() -> list[list[str]]:

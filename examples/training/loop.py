@@ -207,7 +207,9 @@ class Loop:
         with self._off_the_clock():
             self.metrics = self._scores(self.model if self.average is None else self.average.module)
         numbers = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
-        logger.info(f"step {self.step}: {', '.join(f'{name} {value:.4f}' for name, value in numbers.items())}")
+        remarks = {name: f" ({remark})" for name, remark in self.metrics.get("remarks", {}).items()}
+        scores = ", ".join(f"{name} {value:.4f}{remarks.get(name, '')}" for name, value in numbers.items())
+        logger.info(f"step {self.step}: {scores}")
         self.accelerator.log(numbers, step=self.step)
 
     @torch.no_grad()

@@ -55,7 +55,8 @@ def finish(
         numbers = {name: value for name, value in loop.metrics.items() if isinstance(value, float)}
         name = arguments["hub_model_id"] or loop.output_dir.absolute().name
         facts = _facts(loop.identity) | {"steps": steps, "processes": processes}
-        card = model_card(name, arguments["hub_model_id"], model, task, start, data, numbers, facts)
+        remarks = loop.metrics.get("remarks", {})
+        card = model_card(name, arguments["hub_model_id"], model, task, start, data, numbers, remarks, facts)
         folder = loop.output_dir / "model"
         save_model(model, weights, processor, card, folder)
         results = {
@@ -127,6 +128,7 @@ def model_card(
     start: str | None,
     data: DataArguments,
     metrics: dict[str, float],
+    remarks: dict[str, str],
     run: dict[str, Any],
 ) -> str:
     """A card in Markdown.
@@ -136,6 +138,7 @@ def model_card(
         task: the pipeline's tag, such as "image-classification".
         start: the checkpoint or repository that training started from, None from scratch.
         metrics: our own measurements on the validation data, which go into the index of results.
+        remarks: what has to stand beside a metric, such as the labels that it is over.
         run: facts of the run, one line each.
     """
     family = model.config.model_type
@@ -147,7 +150,8 @@ def model_card(
     if data.dataset_name:
         header["datasets"] = [data.dataset_name]
     if metrics:
-        results = [{"type": metric, "value": value} for metric, value in metrics.items()]
+        titles = {metric: f"{metric} ({remarks[metric]})" if metric in remarks else metric for metric in metrics}
+        results = [{"type": metric, "name": titles[metric], "value": value} for metric, value in metrics.items()]
         entry = {
             "task": {"type": task},
             "dataset": {"name": data_name(data), "type": data_name(data)},
@@ -165,6 +169,7 @@ def model_card(
         start=start,
         data=data_name(data),
         metrics=metrics,
+        remarks=remarks,
         run=run,
         non_commercial="-nc-" in licence,
     )

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from hf_pvt.image_processing_pvt import nearest
 
-from .label_maps import IGNORED
+from .label_values import NO_LABEL
 
 LabelMap = NDArray[np.int64]
 TRIES = 10
@@ -51,6 +51,7 @@ class RandomCrop:
 
     size: int
     most: float
+    ignored: int = NO_LABEL
 
     def __call__(self, image: Image.Image, labels: LabelMap) -> tuple[Image.Image, LabelMap]:
         for _ in range(TRIES):
@@ -62,7 +63,7 @@ class RandomCrop:
         return image.crop((left, top, left + width, top + height)), crop
 
     def is_mixed(self, labels: LabelMap) -> bool:
-        counts = np.unique(labels[labels != IGNORED], return_counts=True)[1]
+        counts = np.unique(labels[labels != self.ignored], return_counts=True)[1]
         return len(counts) > 1 and counts.max() / counts.sum() < self.most
 
 
@@ -112,8 +113,10 @@ def flip(image: Image.Image, labels: LabelMap) -> tuple[Image.Image, LabelMap]:
     return ImageOps.mirror(image), labels[:, ::-1]
 
 
-def pad(pixel_values: torch.Tensor, labels: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised pixels (3, h, w) and labels (h, w) at the top left of a square: zeros, and `IGNORED`."""
+def pad(
+    pixel_values: torch.Tensor, labels: torch.Tensor, size: int, ignored: int = NO_LABEL
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised pixels (3, h, w) and labels (h, w) at the top left of a square: zeros, and `ignored`."""
     space = (0, size - labels.shape[1], 0, size - labels.shape[0])
     padded = torch.nn.functional.pad
-    return padded(pixel_values, space), padded(labels, space, value=IGNORED)
+    return padded(pixel_values, space), padded(labels, space, value=ignored)
