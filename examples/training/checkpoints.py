@@ -3,11 +3,15 @@
     output_dir/checkpoint-<step>              whole: complete.json lists every file with its size and hash
     output_dir/checkpoint-<step>.incomplete   being written, or being deleted, or left by a run that was killed
 
+The newest is the one that was written last, as its manifest's `number` tells: a run that continues from an earlier one
+leaves checkpoints of later steps behind, which are not its own.
+
 All processes of a run have to see the same `output_dir`.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -65,7 +69,7 @@ def save(
         if accelerator.is_main_process:
             for name, module in modules.items():
                 save_model(module, str(aside / f"{name}.safetensors"))
-            _seal(aside, {"step": step, **state})
+            _seal(aside, {"step": step, "number": 1 + max(map(_number, _sealed(output_dir)), default=0), **state})
             aside.rename(path)
             _sync(output_dir)
             _prune(output_dir, keep)
@@ -157,9 +161,21 @@ def check_same_run(manifest: dict[str, Any], identity: dict[str, Any], path: Pat
 
 
 def _all(output_dir: Path) -> list[Path]:
-    """Folders with a checkpoint's name, the newest first."""
-    found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
-    return sorted((path for path in found if found[path]), key=lambda path: -int(found[path][1]))  # type: ignore[index]
+    """Folders with a checkpoint's name, the newest first; before them those whose manifest does not say."""
+    paths = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(paths, key=lambda path: (_number(path), int(path.name.split("-")[1])), reverse=True)
+
+
+def _sealed(output_dir: Path) -> list[Path]:
+    return [path for path in _all(output_dir) if _number(path) < math.inf]
+
+
+def _number(path: Path) -> float:
+    """The place of a checkpoint in the order of writing; infinity where its manifest cannot be read."""
+    try:
+        return _read_manifest(path)["number"]
+    except (OSError, ValueError, KeyError):
+        return math.inf
 
 
 def _seal(folder: Path, manifest: dict[str, Any]) -> None:
@@ -174,7 +190,7 @@ def _seal(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _prune(output_dir: Path, keep: int | None) -> None:
-    for path in _all(output_dir)[keep:] if keep else []:
+    for path in _sealed(output_dir)[keep:] if keep else []:
         _remove(path)
     for path in output_dir.glob(f"checkpoint-*{INCOMPLETE}"):
         _remove(path)
