@@ -504,6 +504,23 @@ def test_resumed_run_ends_the_same(rooms: Path, tmp_path: Path) -> None:
     assert weights[0].keys() == weights[1].keys()
 
 
+def test_the_averages_logits_are_float32(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16, too: what is interpolated to the image's size has the precision of the trained model's logits."""
+    seen = []
+    interpolated = script.most_likely_labels
+
+    def most_likely_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        seen.append((logits.dtype, logits.bfloat16().float().equal(logits)))
+        return interpolated(logits, size)
+
+    monkeypatch.setattr(script, "most_likely_labels", most_likely_labels)
+    start = configuration(tmp_path)
+    for name, decay in (("model", None), ("average", 0.5)):
+        values = {"mixed_precision": "bf16", "max_steps": 1, "per_device_train_batch_size": 2, "ema_decay": decay}
+        run(flags(rooms, tmp_path / name, from_scratch=start, **values))
+    assert seen == [(torch.float32, True)] * 10  # computed in bf16
+
+
 def test_bad_masks_stop_or_are_listed(rooms: Path, tmp_path: Path) -> None:
     """One line of an error and exit status 1; or skipped, counted and listed, in training and in evaluation."""
     root = tmp_path / "rooms"

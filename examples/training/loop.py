@@ -14,7 +14,7 @@ import psutil
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import convert_outputs_to_fp32, gather_object, send_to_device
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -88,7 +88,10 @@ class Loop:
         if self.accelerator.distributed_type in SHARDED:
             raise ValueError("--ema_decay needs whole weights in every process; leave it out with FSDP or DeepSpeed.")
         decay = get_ema_multi_avg_fn(self.optimization.ema_decay)
-        return AveragedModel(model, device=self.accelerator.device, multi_avg_fn=decay)
+        average = AveragedModel(model, device=self.accelerator.device, multi_avg_fn=decay)
+        # As accelerate does with the model that it prepares: logits in float32, whatever the precision of the products.
+        average.module.forward = convert_outputs_to_fp32(average.module.forward)
+        return average
 
     def _prepare(self, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
         run, optimization = self.run, self.optimization
