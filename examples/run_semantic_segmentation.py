@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.arguments import UNDECAYED, DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
 from training.feed import Feed
 from training.label_maps import IGNORED, Decoder, Example, label_names, open_label_maps
 from training.launch import run_main, start
@@ -34,7 +34,7 @@ from training.order import Purpose, derived_seed
 from training.results import finish, start_name
 from training.samples import Sample
 from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
@@ -48,6 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "max_steps": 80_000,
         "learning_rate_at_16": 1e-4,
         "weight_decay": 1e-4,
+        "without_decay": ["none"],  # norms, biases and position embeddings decay, too
         "warmup_steps": 0,
         "scale_lowest": 0.5,
         "scale_highest": 2.0,
@@ -59,6 +60,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "num_train_epochs": 50.0,
         "learning_rate_at_16": 2e-4,
         "weight_decay": 0.01,
+        "without_decay": [*UNDECAYED],
         "layer_decay": 0.9,
         "warmup_epochs": 2.0,
         "scale_lowest": 0.5,
@@ -67,6 +69,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "photometric_distortion": 0.5,
     },
 }
+# The published gradient clip on ADE20K, of this variant alone.
+CLIPPED, CLIPPED_GRAD_NORM = hf_pvt.VARIANTS["p2t-large"], 35.0
 
 
 @dataclass
@@ -220,6 +224,12 @@ def complete(groups: Sequence[Any]) -> None:
     run.per_device_eval_batch_size = 1
 
 
+def is_clipped(config: PreTrainedConfig) -> bool:
+    """Whether a model is of the variant that the published recipe clips."""
+    shape = (config.model_type, tuple(config.hidden_sizes), tuple(config.depths))
+    return shape == (CLIPPED.model_type, CLIPPED.hidden_sizes, CLIPPED.depths)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     classes = (DataArguments, OptimizationArguments, RunArguments, SegmentationArguments)
     data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
@@ -245,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed,
         drop_path_rate=task.drop_path_rate,
     )
+    if task.recipe == "ade20k" and optimization.max_grad_norm is None and is_clipped(model.config):
+        optimization.max_grad_norm = CLIPPED_GRAD_NORM
 
     decode = Decoder(len(names), task.reduce_labels)
     evaluation = feed.evaluation(validation, EvaluationView(decode, processor, resize=not task.sliding_window))

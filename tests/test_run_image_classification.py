@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from classification_runs import configuration, digits, few_steps, flags, launch, results, run, too_small, weights
-from families import FAMILIES, Family
+from families import FAMILIES, P2T, Family
 from hub_server import TOKEN, HubServer
 from PIL import Image
-from run_image_classification import EvaluationView
+from run_image_classification import RECIPES, EvaluationView
 from test_original_checkpoints import published
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -129,8 +129,17 @@ def test_the_published_recipe_runs(small: Path, tiny: str, tmp_path: Path) -> No
     assert (used["rand_augment"], used["repeated_augmentation"], used["weight_decay"]) == (9.0, 3, 0.05)
     assert used["num_train_epochs"] == 300 and used["warmup_epochs"] == 5 and used["layer_decay"] is None
     assert used["max_grad_norm"] == 1.0  # of the large ones, whose drop path is 0.3
+    assert used["without_decay"] == ["vectors", "cls_token"]
     smaller = run(few_steps(small, tiny, tmp_path / "2", recipe="pvt-imagenet", max_steps=1))
     assert smaller["arguments"]["max_grad_norm"] is None
+
+
+def test_the_recipe_of_p2t(small: Path, tmp_path: Path) -> None:
+    """20 epochs of warm-up, and no clipping where drop path is 0.3 either; all else is PVT's."""
+    scratch = configuration(P2T, tmp_path, hidden_sizes=(8, 16, 20, 32), mlp_ratios=(2, 2, 2, 2))
+    record = run(few_steps(small, scratch, tmp_path / "out", recipe="p2t-imagenet", max_steps=1, drop_path_rate=0.3))
+    assert record["arguments"]["warmup_epochs"] == 20 and record["arguments"]["max_grad_norm"] is None
+    assert RECIPES["p2t-imagenet"] == RECIPES["pvt-imagenet"] | {"warmup_epochs": 20.0}
 
 
 def test_configuration_from_a_file(small: Path, tiny: str, tmp_path: Path) -> None:

@@ -278,6 +278,17 @@ def test_recipe_and_schedule() -> None:
     assert script.schedule_of(task, optimization, 1000, 16).total_steps == 3000
 
 
+def test_the_published_clip_is_p2t_large_s(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """35, of P2T-Large alone; a clip that is asked for stays."""
+    clipped = [name for name in hf_pvt.VARIANTS if script.is_clipped(hf_pvt.variant_config(name))]
+    assert clipped == ["p2t-large"]
+    monkeypatch.setattr(script, "is_clipped", lambda config: config.model_type == "p2t")
+    values = {"from_scratch": configuration(tmp_path, P2T), "recipe": "ade20k", "max_steps": 1}
+    used = run(flags(rooms, tmp_path / "out", **values))["arguments"]
+    assert used["max_grad_norm"] == 35 and used["without_decay"] == ["none"]
+    assert run(flags(rooms, tmp_path / "own", max_grad_norm=1, **values))["arguments"]["max_grad_norm"] == 1
+
+
 # Layouts
 
 

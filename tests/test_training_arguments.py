@@ -96,6 +96,10 @@ def test_every_flag_has_its_help() -> None:
         (["--max_steps", "0"], "--max_steps is 0, expected at least 1."),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id, the repository to upload to."),
         (["--ema_decay", "1"], "--ema_decay is 1.0, expected a number between 0 and 1."),
+        (
+            ["--without_decay", "biases", "vectors"],
+            "--without_decay is biases vectors, expected some of: vectors position_embeddings cls_token; or: none.",
+        ),
         (["--eval_steps", "often"], "--eval_steps is 'often', expected a number of steps or \"epoch\"."),
         (["--checkpointing_steps", "0"], "--checkpointing_steps is '0', expected a number of steps or \"epoch\"."),
     ],

@@ -9,6 +9,9 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+# What weight decay may leave out: "vectors" are biases and norms.
+UNDECAYED = ("vectors", "position_embeddings", "cls_token")
+
 
 def flag(text: str, default: Any = None) -> Any:
     """A dataclass field with its help; without a default the recipe decides, or it is off."""
@@ -44,7 +47,8 @@ class OptimizationArguments:
     num_train_epochs: float | None = flag("Epochs; the recipe's where neither these nor steps are given.")
     max_steps: int | None = flag("Steps of the optimizer, in place of epochs.")
     learning_rate: float | None = flag("Highest rate; default: the recipe's, scaled by the batch where it says so.")
-    weight_decay: float | None = flag("Of all but biases, norms, position embeddings and the class token.")
+    weight_decay: float | None = flag("Of all weights but those of --without_decay.")
+    without_decay: list[str] | None = flag(f"What does not decay, of: {' '.join(UNDECAYED)}; or: none.")
     layer_decay: float | None = flag("Factor of the rate from each block to the one before it; 1: none.")
     warmup_epochs: float | None = flag("Epochs in which the rate rises.")
     warmup_steps: int | None = flag("Steps in which the rate rises, in place of epochs.")
@@ -85,6 +89,9 @@ def check(optimization: OptimizationArguments, run: RunArguments) -> None:
             raise ValueError(f"--{name} is {value}, expected at least 1.")
     if optimization.ema_decay is not None and not 0 < optimization.ema_decay < 1:
         raise ValueError(f"--ema_decay is {optimization.ema_decay}, expected a number between 0 and 1.")
+    kinds = optimization.without_decay or []
+    if kinds != ["none"] and not {*kinds} <= {*UNDECAYED}:
+        raise ValueError(f"--without_decay is {' '.join(kinds)}, expected some of: {' '.join(UNDECAYED)}; or: none.")
     if run.push_to_hub and not run.hub_model_id:
         raise ValueError("--push_to_hub needs --hub_model_id, the repository to upload to.")
     for name in ("checkpointing_steps", "eval_steps"):

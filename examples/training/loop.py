@@ -23,7 +23,7 @@ from tqdm import tqdm
 from hf_pvt.counting_metric import CountingMetric, Counts
 
 from . import checkpoints
-from .arguments import OptimizationArguments, RunArguments, every
+from .arguments import UNDECAYED, OptimizationArguments, RunArguments, every
 from .launch import TrainingError
 from .optimization import Schedule, parameter_groups, set_learning_rate
 from .order import Purpose, derived_seed
@@ -102,7 +102,8 @@ class Loop:
             model.to(memory_format=torch.channels_last)
         if run.compile:
             model.compile()  # in place: the names of the weights stay
-        groups = parameter_groups(model, optimization.weight_decay or 0.0, optimization.layer_decay or 1.0)
+        decay, layer_decay = optimization.weight_decay or 0.0, optimization.layer_decay or 1.0
+        groups = parameter_groups(model, decay, layer_decay, optimization.without_decay or UNDECAYED)
         optimizer = torch.optim.AdamW(groups, lr=self.schedule.peak)
         return self.accelerator.prepare(model.train(), optimizer)
 

@@ -3,24 +3,24 @@
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
-from .arguments import OptimizationArguments
-
-# Beside all vectors (biases, norms), which are told by their one dimension.
-WITHOUT_DECAY = ("position_embeddings", "cls_token")
+from .arguments import UNDECAYED, OptimizationArguments
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, without_decay: Sequence[str] = UNDECAYED
+) -> list[dict[str, Any]]:
     """Groups for an optimizer: each trainable parameter in exactly one, with its `weight_decay` and `lr_scale`.
 
     Args:
         model: a pyramid, with or without a head.
-        weight_decay: of all but biases, norms, position embeddings and the class token.
+        without_decay: "vectors" by their one dimension, all others by their name.
         layer_decay: the rate falls by this factor from the head to the last block, and from each block to the one
             before it (arXiv 2106.08254). A patch embedding, and what the blocks of a stage share, have the rate of the
             stage's first block, the first patch embedding one factor less; a stage's norm has its last block's.
@@ -29,8 +29,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(WITHOUT_DECAY)
-            key = (layer_decay ** (depth_of.head - depth_of(name)), weight_decay if decays else 0.0)
+            kind = "vectors" if parameter.ndim == 1 else name.rpartition(".")[2]
+            key = (layer_decay ** (depth_of.head - depth_of(name)), 0.0 if kind in without_decay else weight_decay)
             groups[key].append(parameter)
     return [{"params": params, "lr_scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
 
