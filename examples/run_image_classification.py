@@ -168,6 +168,10 @@ class Classification:
         logits = model(pixel_values=pixel_values).logits.float()  # (B, num_labels)
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
+    def shares(self, batches: Sequence[Sample]) -> Iterable[float]:
+        """All batches have as many images."""
+        return [1.0] * len(batches)
+
     def count(self, model: nn.Module, batch: Sample) -> Any:
         logits, counted = model(pixel_values=batch["pixel_values"]).logits, batch["counted"]
         return self.metric.count(logits[counted], batch["labels"][counted])

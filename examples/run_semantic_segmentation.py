@@ -155,10 +155,18 @@ class Segmentation:
         self.shown: list[tuple[Tensor, Tensor, Tensor]] = []  # pixel values, predicted labels, labels
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
-        """The mean over the labelled pixels of all processes, of which each adds its part."""
-        loss = model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
-        labelled = (batch["labels"] != IGNORED).sum().float()
-        return loss * labelled / self.accelerator.reduce(labelled, "mean").clamp(min=1)
+        """The mean over the labelled pixels of a batch."""
+        return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+
+    def shares(self, batches: Sequence[Sample]) -> Tensor:
+        """By labelled pixels, so that a step's loss is the mean over all of its pixels, however they are divided.
+
+        Batch norm still sees one batch of all processes at a time, so accumulation is not the joint batch.
+        """
+        labelled = torch.stack([(batch["labels"] != IGNORED).sum() for batch in batches]).float()
+        labelled = labelled.to(self.accelerator.device)
+        mean = self.accelerator.reduce(labelled.mean(), "mean")
+        return labelled / torch.where(mean > 0, mean, 1)
 
     def count(self, model: nn.Module, batch: Sample) -> Any:
         pixel_values, labels = batch["pixel_values"], batch["labels"]  # (1, 3, h, w), (1, H, W)

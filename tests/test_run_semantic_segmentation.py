@@ -34,6 +34,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import hf_pvt
 from hf_pvt.metrics import MeanIoU
+from hf_pvt.semantic_fpn import SynchronizedBatchNorm2d
 
 SCRIPT = Path(script.__file__)
 NAMES = ["sky", "wall", "tree"]
@@ -563,6 +564,22 @@ def launch(arguments: Sequence[str], processes: int = 1) -> subprocess.Completed
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_accumulation_is_the_mean_over_labelled_pixels(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all of a step's images, though they differ in how much is ignored; batch norm is held still, as it is not."""
+    monkeypatch.setattr(SynchronizedBatchNorm2d, "forward", lambda self, x: x * self.weight[:, None, None])
+    start = {"from_scratch": configuration(tmp_path), "max_grad_norm": 1, "max_steps": 2}
+    weights = []
+    for accumulation in (1, 2, 4):
+        out = tmp_path / str(accumulation)
+        parts = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+        run(flags(rooms, out, **start, **parts))
+        weights.append(load_file(out / "model" / "model.safetensors"))
+    for accumulated in weights[1:]:
+        torch.testing.assert_close(accumulated, weights[0], rtol=1e-5, atol=1e-5)
 
 
 def test_two_processes(rooms: Path, tmp_path: Path) -> None:

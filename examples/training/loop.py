@@ -4,7 +4,7 @@ Steps count from 1 in messages and names: `checkpoint-10` is the state after ten
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,12 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
         """The mean loss of a batch on the device. It may draw from PyTorch's generators."""
+
+    def shares(self, batches: Sequence[Sample]) -> Iterable[float | Tensor]:
+        """What each of a step's batches weighs in the mean over all of them and all processes: 1 where all are alike.
+
+        The batches are not on the device yet.
+        """
 
     def count(self, model: nn.Module, batch: Sample) -> Counts:
         """`metric.count` of those samples of a batch on the device that are `counted`."""
@@ -135,18 +141,15 @@ class Loop:
     def _one_step(self, batches: Iterator[Sample]) -> None:
         set_learning_rate(self.optimizer, self.schedule(self.step))
         accumulation = self.run.gradient_accumulation_steps
+        parts = [self._next(batches) for _ in range(accumulation)]
         losses = []
-        for micro in range(accumulation):
-            batch = next(batches, None)
-            if batch is None:
-                raise TrainingError(f"the data ended in step {self.step + 1} of {self.schedule.total_steps}.")
-            self.bad |= batch.pop("bad")
+        for micro, (batch, share) in enumerate(zip(parts, self.task.shares(parts), strict=True)):
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             # Drop path, dropout and mixing: a function of the place, as all randomness.
             place = (self.step * accumulation + micro, self.accelerator.process_index)
             torch.manual_seed(derived_seed(self.optimization.seed, Purpose.STEP, *place))
             with self.accelerator.accumulate(self.model):
-                loss = self.task.loss(self.model, batch)
+                loss = share * self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients and self.optimization.max_grad_norm:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.max_grad_norm)
@@ -156,6 +159,13 @@ class Loop:
         self.losses.append(torch.stack(losses).mean())
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+
+    def _next(self, batches: Iterator[Sample]) -> Sample:
+        batch = next(batches, None)
+        if batch is None:
+            raise TrainingError(f"the data ended in step {self.step + 1} of {self.schedule.total_steps}.")
+        self.bad |= batch.pop("bad")
+        return batch
 
     def look_at_losses(self) -> float | None:
         """The last step's loss over all processes; waits for the device.
