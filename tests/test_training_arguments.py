@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, every, fill, flag, parse
+from run_image_classification import ClassificationArguments
+from run_semantic_segmentation import SegmentationArguments
+from training.arguments import (
+    CHANGEABLE,
+    DataArguments,
+    OptimizationArguments,
+    RunArguments,
+    check,
+    every,
+    fill,
+    flag,
+    parse,
+)
 
 
 @dataclass
@@ -95,6 +107,10 @@ def test_every_flag_has_its_help() -> None:
     [
         (["--max_steps", "0"], "--max_steps is 0, expected at least 1."),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id, the repository to upload to."),
+        (
+            ["--resume_changed"],
+            "--resume_changed needs --resume or --resume_from_checkpoint, the checkpoint to continue.",
+        ),
         (["--ema_decay", "1"], "--ema_decay is 1.0, expected a number between 0 and 1."),
         (
             ["--without_decay", "biases", "vectors"],
@@ -116,3 +132,8 @@ def test_every_so_many_steps() -> None:
     assert every("epoch", 10, "eval_steps") == 10
     with pytest.raises(ValueError, match="--eval_steps epoch needs data of a known length"):
         every("epoch", None, "eval_steps")
+
+
+def test_what_may_change_is_a_flag() -> None:
+    groups = (OptimizationArguments, ClassificationArguments, SegmentationArguments)
+    assert {field.name for group in groups for field in dataclasses.fields(group)} >= CHANGEABLE

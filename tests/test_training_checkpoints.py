@@ -201,9 +201,11 @@ def test_a_disk_that_really_takes_no_more(limit: int, tmp_path: Path) -> None:
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     manifest = {"identity": {"seed": 0, "global_batch": 32, "recipe": "finetune"}}
-    checkpoints.check_same_run(manifest, {"seed": 0, "global_batch": 32, "recipe": "finetune"}, tmp_path)
+    same = {"seed": 0, "global_batch": 32, "recipe": "finetune"}
+    assert checkpoints.changes(manifest, same, tmp_path) == {}
+    assert checkpoints.changes(manifest, same | {"seed": 1}, tmp_path, {"seed"}) == {"seed": (0, 1)}
     with pytest.raises(CheckpointError) as caught:
-        checkpoints.check_same_run(manifest, {"seed": 1, "global_batch": 64, "recipe": "finetune"}, tmp_path)
+        checkpoints.changes(manifest, {"seed": 1, "global_batch": 64, "recipe": "finetune"}, tmp_path)
     assert f"{tmp_path} belongs to another run: global_batch was 32 and is 64; seed was 0 and is 1." in str(
         caught.value
     )

@@ -39,6 +39,13 @@ class DataArguments:
     )
 
 
+# What a run may go on with otherwise than it began: neither the data's order nor the optimizer's groups depend on it.
+CHANGEABLE = {
+    *("learning_rate", "learning_rate_at_512", "learning_rate_at_16", "warmup_learning_rate", "final_learning_rate"),
+    *("warmup_epochs", "warmup_steps", "num_train_epochs", "max_steps", "max_grad_norm", "mixed_precision"),
+}
+
+
 @dataclass
 class OptimizationArguments:
     """What the weights become. With the data and the task's own flags, these make a run what it is."""
@@ -75,6 +82,9 @@ class RunArguments:
     eval_steps: str | None = flag('Evaluate every so many steps, or every "epoch"; default: at the end only.')
     resume: bool = flag("Continue from the newest whole checkpoint, if there is one.", False)
     resume_from_checkpoint: str | None = flag("Continue from this checkpoint.")
+    resume_changed: bool = flag(
+        "Continue with other rates, warm-up, length, clipping or precision; results.json lists the changes.", False
+    )
     logging_steps: int = flag("Steps between two looks at the loss, which wait for the device.", 10)
     report_to: list[str] | None = flag("Trackers of accelerate: tensorboard, wandb, trackio, ...")
     push_to_hub: bool = flag("Upload the model folder when all is done.", False)
@@ -92,6 +102,8 @@ def check(optimization: OptimizationArguments, run: RunArguments) -> None:
     kinds = optimization.without_decay or []
     if kinds != ["none"] and not {*kinds} <= {*UNDECAYED}:
         raise ValueError(f"--without_decay is {' '.join(kinds)}, expected some of: {' '.join(UNDECAYED)}; or: none.")
+    if run.resume_changed and not (run.resume or run.resume_from_checkpoint):
+        raise ValueError("--resume_changed needs --resume or --resume_from_checkpoint, the checkpoint to continue.")
     if run.push_to_hub and not run.hub_model_id:
         raise ValueError("--push_to_hub needs --hub_model_id, the repository to upload to.")
     for name in ("checkpointing_steps", "eval_steps"):

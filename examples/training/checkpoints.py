@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -140,24 +140,25 @@ def torn(path: Path) -> str | None:
     return None
 
 
-def check_same_run(manifest: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
-    """That a run with the arguments `identity` continues the one that was saved.
+def changes(
+    manifest: dict[str, Any], identity: dict[str, Any], path: Path, allowed: Set[str] = frozenset()
+) -> dict[str, tuple[Any, Any]]:
+    """The arguments in `allowed` that a run with `identity` has otherwise than the one that was saved: before and now.
 
     Raises:
-        CheckpointError: naming the arguments that differ, which change the data's order or the schedule.
+        CheckpointError: naming the others that differ, which change the data's order or the schedule.
     """
     before = manifest["identity"]
     names = sorted(before.keys() | identity.keys())
-    changed = [
-        f"{name} was {before.get(name)} and is {identity.get(name)}"
-        for name in names
-        if before.get(name) != identity.get(name)
-    ]
-    if changed:
+    found = {name: (before.get(name), identity.get(name)) for name in names if before.get(name) != identity.get(name)}
+    refused = sorted(found.keys() - allowed)
+    if refused:
+        listing = "; ".join(f"{name} was {found[name][0]} and is {found[name][1]}" for name in refused)
         raise CheckpointError(
-            f"{path} belongs to another run: {'; '.join(changed)}. Resume with the same arguments, or start anew in "
-            "another --output_dir."
+            f"{path} belongs to another run: {listing}. Resume with the same arguments, or start anew in another "
+            "--output_dir."
         )
+    return found
 
 
 def _all(output_dir: Path) -> list[Path]:

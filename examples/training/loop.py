@@ -23,7 +23,7 @@ from tqdm import tqdm
 from hf_pvt.counting_metric import CountingMetric, Counts
 
 from . import checkpoints
-from .arguments import UNDECAYED, OptimizationArguments, RunArguments, every
+from .arguments import CHANGEABLE, UNDECAYED, OptimizationArguments, RunArguments, every
 from .launch import TrainingError
 from .optimization import Schedule, parameter_groups, set_learning_rate
 from .order import Purpose, derived_seed
@@ -87,6 +87,7 @@ class Loop:
         self.losses: list[Tensor] = []  # of the steps since the last look, on the device
         self.bad: dict[str, str] = {}
         self.metrics: dict[str, Any] = {}
+        self.changes: list[dict[str, Any]] = []  # of the arguments, on the way
 
     def _moving_average(self, model: nn.Module) -> AveragedModel | None:
         if self.optimization.ema_decay is None:
@@ -188,7 +189,8 @@ class Loop:
         last = f"the last good checkpoint is {found[0]}" if found else "there is no checkpoint"
         return TrainingError(
             f"{what} in step {step + 1}, at learning rate {self.schedule(step):.3g}; {last}. Lower --learning_rate, "
-            "clip with --max_grad_norm, or train in bf16 in place of fp16."
+            "clip with --max_grad_norm, or train in bf16 in place of fp16"
+            + (", and continue from there or earlier with --resume_changed." if found else ".")
         )
 
     def _log(self, bar: tqdm) -> None:
@@ -256,7 +258,8 @@ class Loop:
         if not self._weights_are_finite():
             raise self._not_finite("the weights are no longer finite after an update", self.step - 1)
         self._gather_bad()
-        state = {"identity": self.identity, "seconds": self.seconds, "bad_images": self.bad, "metrics": self.metrics}
+        state = {"identity": self.identity, "changes": self.changes, "seconds": self.seconds}
+        state |= {"bad_images": self.bad, "metrics": self.metrics}
         keep = self.run.checkpoints_total_limit
         with self._off_the_clock():
             checkpoints.save(self.accelerator, self.output_dir, self.step, state, keep, self._more_weights())
@@ -288,11 +291,14 @@ class Loop:
             logger.info(f"no checkpoint in {self.output_dir}: starting at the first step")
             return
         path, manifest = found
-        checkpoints.check_same_run(manifest, self.identity, path)
+        changes = checkpoints.changes(manifest, self.identity, path, CHANGEABLE if run.resume_changed else set())
         checkpoints.load(self.accelerator, path, self._more_weights())
         self.accelerator.step = 0  # micro-batches since the last step of the optimizer
         self.step, self.seconds = manifest["step"], manifest["seconds"]
-        self.bad, self.metrics = manifest["bad_images"], manifest["metrics"]
+        self.bad, self.metrics, self.changes = manifest["bad_images"], manifest["metrics"], manifest["changes"]
+        if changes:
+            self.changes.append({"after_step": self.step, "was_and_is": changes})
+            logger.warning(f"going on with changes: {', '.join(f'{n} {a} -> {b}' for n, (a, b) in changes.items())}")
         logger.info(f"continuing after step {self.step}, from {path}")
 
     def final_weights(self) -> dict[str, Tensor]:

@@ -55,6 +55,9 @@ def finish(
         numbers = {name: value for name, value in loop.metrics.items() if isinstance(value, float)}
         name = arguments["hub_model_id"] or loop.output_dir.absolute().name
         facts = _facts(loop.identity) | {"steps": steps, "processes": processes}
+        for change in loop.changes:
+            before = ", ".join(f"{name} {was}" for name, (was, _) in change["was_and_is"].items())
+            facts[f"up to step {change['after_step']}"] = before
         card = model_card(name, arguments["hub_model_id"], model, task, start, data, numbers, facts)
         folder = loop.output_dir / "model"
         save_model(model, weights, processor, card, folder)
@@ -67,6 +70,7 @@ def finish(
             "images_per_second": images / loop.seconds if loop.seconds else None,
             "peak_memory_gib": loop.memory(),
             "bad_images": loop.bad,
+            "changes": loop.changes,
             "versions": versions(),
             "arguments": arguments,
         }
