@@ -14,6 +14,7 @@ when it is started again, and processes need not speak to each other: of N proce
 import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -236,7 +237,7 @@ def write_shard(path: Path, rows: Iterable[Row], compute: Embedder, arguments: A
 
     Raises BadImageError, unless they are skipped. What is half-written is removed.
     """
-    aside = path.with_suffix(".incomplete")
+    aside = unfinished(path)
     schema = pa.schema({"key": pa.string()} | compute.schema())
     bad: dict[str, str] = {}
     try:
@@ -245,9 +246,10 @@ def write_shard(path: Path, rows: Iterable[Row], compute: Embedder, arguments: A
                 writer.write_table(pa.table({"key": keys} | compute(images, sizes), schema))
                 yield len(keys)
             writer.add_key_value_metadata({"bad_images": json.dumps(bad)})
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        aside.rename(path)
+        if not path.is_file():  # another run may have been faster, and have tidied up
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+            aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -300,8 +302,13 @@ def check_same_job(output_dir: Path, job: dict[str, Any]) -> None:
     write_json(path, job)
 
 
+def unfinished(path: Path) -> Path:
+    """A file's name until it is whole: two processes, or two runs at once, do not write to the same."""
+    return path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.incomplete")
+
+
 def write_json(path: Path, content: Any) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.incomplete")  # all processes may write the same at once
+    aside = unfinished(path)
     aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(path)
 
@@ -318,6 +325,8 @@ def summarise(shards: list[Path]) -> None:
     for file in files:
         bad |= json.loads(file.metadata.metadata[b"bad_images"])
     write_json(shards[0].with_name("_bad_images.json"), bad)
+    for left in shards[0].parent.glob("part-*.incomplete"):  # by runs that were killed
+        left.unlink(missing_ok=True)
     tqdm.write(f"{sum(file.metadata.num_rows for file in files):,} images are done, {len(bad):,} bad ones were skipped")
     for name, reason in bad.items():
         tqdm.write(f"  {name} {reason}")

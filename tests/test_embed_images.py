@@ -219,6 +219,26 @@ def test_killed_and_started_again(
     assert not list((tmp_path / "killed").glob("*.incomplete"))
 
 
+def test_two_runs_at_once(classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writes to a file of its own: the one that is killed, or is slower, spoils nothing and leaves nothing."""
+    flags = {"model_name_or_path": classifier, "input_dir": photos}
+    expected = embed(monkeypatch, tmp_path / "one", **flags)
+    slow = embed_images.Arguments(model_name_or_path=str(classifier), input_dir=str(photos), unit_size=4, batch_size=2)
+    source, compute = embed_images.open_source(slow), embed_images.Embedder(slow, torch.device("cpu"))
+    shard = tmp_path / "two" / "part-00000-of-00003.parquet"
+    shard.parent.mkdir()
+    batches = embed_images.write_shard(shard, source.rows(0), compute, slow)
+    next(batches)
+    (unfinished,) = shard.parent.glob("*.incomplete")
+    assert str(os.getpid()) in unfinished.name
+    monkeypatch.setattr(embed_images.os, "getpid", lambda: 1)  # another run
+    assert embed(monkeypatch, tmp_path / "two", **flags).equals(expected)
+    written = shard.read_bytes()
+    assert not list(shard.parent.glob("*.incomplete"))
+    list(batches)
+    assert shard.read_bytes() == written and len(list(shard.parent.glob("*.incomplete"))) == 0
+
+
 @pytest.fixture
 def spoiled(photos: Path, tmp_path: Path) -> Path:
     """Two sound images and three that are none, one in another unit."""

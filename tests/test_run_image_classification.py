@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from classification_runs import configuration, digits, few_steps, flags, launch, results, run, too_small, weights
-from families import FAMILIES, P2T, Family
+from families import FAMILIES, P2T, PVT_V2, Family
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from run_image_classification import RECIPES, EvaluationView
 from test_original_checkpoints import published
+from training.results import save_model
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hf_pvt
@@ -76,6 +77,31 @@ def test_the_model_card(learnt: dict[str, Path], data: Path) -> None:
     assert f"trained from scratch on `{data.name}/train`" in card and f"| top1_accuracy | {accuracy:.4f} |" in card
     assert "license" not in card and str(data) not in card
     assert not {path.suffix for path in (learnt["pvt_v2"] / "model").iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
+
+
+def test_a_model_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the last rename fails, or the process dies before it, the model that was there is still on the disk."""
+    model, folder = PVT_V2.classifier(PVT_V2.tiny_config()), tmp_path / "model"
+    processor = hf_pvt.classification_image_processor(64)
+
+    def save(card: str) -> None:
+        save_model(model, model.state_dict(), processor, card, folder)
+
+    save("first")
+    rename = Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if self.suffix == ".incomplete":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", dies)
+        save("second")
+    cards = {path.name: (path / "README.md").read_text() for path in tmp_path.iterdir()}
+    assert cards == {"model.previous": "first", "model.incomplete": "second"}
+    save("third")
+    assert [(path.name, (path / "README.md").read_text()) for path in tmp_path.iterdir()] == [("model", "third")]
 
 
 def test_the_model_is_pushed(hub: HubServer, small: Path, tiny: str, tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import convert_outputs_to_fp32, gather_object, send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from hf_pvt.counting_metric import CountingMetric, Counts
@@ -25,13 +24,11 @@ from hf_pvt.counting_metric import CountingMetric, Counts
 from . import checkpoints
 from .arguments import CHANGEABLE, UNDECAYED, OptimizationArguments, RunArguments, every
 from .launch import TrainingError
-from .optimization import Schedule, parameter_groups, set_learning_rate
+from .optimization import Schedule, moving_average, parameter_groups, set_learning_rate
 from .order import Purpose, derived_seed
 from .samples import Sample
 
 logger = get_logger(__name__)
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class Task(Protocol):
@@ -78,7 +75,7 @@ class Loop:
         self.output_dir = Path(run.output_dir)
         self.checkpoint_every = every(run.checkpointing_steps, steps_per_epoch, "checkpointing_steps")
         self.evaluate_every = every(run.eval_steps, steps_per_epoch, "eval_steps")
-        self.average = self._moving_average(model)
+        self.average = moving_average(model, optimization.ema_decay, accelerator)
         self.model, self.optimizer = self._prepare(model)
         # Trackers take plain values only.
         plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in identity.items()}
@@ -88,17 +85,6 @@ class Loop:
         self.bad: dict[str, str] = {}
         self.metrics: dict[str, Any] = {}
         self.changes: list[dict[str, Any]] = []  # of the arguments, on the way
-
-    def _moving_average(self, model: nn.Module) -> AveragedModel | None:
-        if self.optimization.ema_decay is None:
-            return None
-        if self.accelerator.distributed_type in SHARDED:
-            raise ValueError("--ema_decay needs whole weights in every process; leave it out with FSDP or DeepSpeed.")
-        decay = get_ema_multi_avg_fn(self.optimization.ema_decay)
-        average = AveragedModel(model, device=self.accelerator.device, multi_avg_fn=decay)
-        # As accelerate does with the model that it prepares: logits in float32, whatever the precision of the products.
-        average.module.forward = convert_outputs_to_fp32(average.module.forward)
-        return average
 
     def _prepare(self, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
         run, optimization = self.run, self.optimization

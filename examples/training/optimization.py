@@ -1,4 +1,4 @@
-"""Parameter groups of AdamW, and learning rates as a function of the step."""
+"""Parameter groups of AdamW, learning rates as a function of the step, and the moving average of the weights."""
 
 import math
 import re
@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .arguments import UNDECAYED, OptimizationArguments
 
@@ -96,6 +99,22 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """The rate of each group: this one times the group's scale. There is no scheduler, so no state of one to save."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
+
+
+def moving_average(model: nn.Module, decay: float | None, accelerator: Accelerator) -> AveragedModel | None:
+    """The average of the weights that each `update_parameters` moves, None without a decay.
+
+    Raises:
+        ValueError: the weights are sharded.
+    """
+    if decay is None:
+        return None
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError("--ema_decay needs whole weights in every process; leave it out with FSDP or DeepSpeed.")
+    average = AveragedModel(model, device=accelerator.device, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    # As accelerate does with the model that it prepares: logits in float32, whatever the precision of the products.
+    average.module.forward = convert_outputs_to_fp32(average.module.forward)
+    return average
 
 
 def run_length(optimization: OptimizationArguments, steps_per_epoch: int | None) -> tuple[int, int]:

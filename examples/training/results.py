@@ -113,14 +113,17 @@ def _plain(value: Any) -> Any:
 def save_model(
     model: PreTrainedModel, weights: dict[str, Tensor], processor: BaseImageProcessor, card: str, folder: Path
 ) -> None:
-    """The model with `weights`, its processor and its card, written aside and put in place at once."""
-    aside = folder.with_name(folder.name + ".incomplete")
+    """The model with `weights`, its processor and its card, written aside; the folder that was there goes last."""
+    aside, previous = (folder.with_name(folder.name + suffix) for suffix in (".incomplete", ".previous"))
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     (aside / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
     aside.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def model_card(
