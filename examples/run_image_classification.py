@@ -7,9 +7,9 @@
         --train_dir imagenet/train --validation_dir imagenet/val --per_device_train_batch_size 128 \
         --checkpointing_steps epoch --checkpoints_total_limit 2 --resume
 
-Data: class folders, a data set of the Hub, parquet files or WebDataset shards. Out come `output_dir/model`, which
-`from_pretrained` opens, and `output_dir/results.json`. `--help` lists the flags, `training/` holds what they share with
-semantic segmentation, examples/README.md is the guide.
+Data: class folders, a CSV file image,label[,split] or a folder's metadata.csv, a data set of the Hub, parquet files or
+WebDataset shards. Out come `output_dir/model`, which `from_pretrained` opens, and `output_dir/results.json`. `--help`
+lists the flags, `training/` holds what they share with semantic segmentation, examples/README.md is the guide.
 """
 
 from collections.abc import Iterable, Sequence

@@ -13,6 +13,10 @@ from transformers import HfArgumentParser
 UNDECAYED = ("vectors", "position_embeddings", "cls_token")
 
 
+# What data files end with.
+FILES = (".csv", ".parquet", ".tar")
+
+
 def flag(text: str, default: Any = None) -> Any:
     """A dataclass field with its help; without a default the recipe decides, or it is off."""
     return field(default=default, metadata={"help": text})
@@ -26,9 +30,17 @@ class DataArguments:
     dataset_config_name: str | None = flag("Its configuration.")
     train_split: str = flag("Its split for training.", "train")
     validation_split: str | None = flag("Its split for evaluation; without one see --train_val_split.")
-    train_dir: str | None = flag("A folder of training data.")
-    validation_dir: str | None = flag("A folder of validation data.")
-    train_files: list[str] | None = flag("Parquet files or WebDataset shards (.tar); quoted * are expanded.")
+    train_dir: str | None = flag(
+        "A folder of training data. For classification: a folder of images for each class, or metadata.csv with "
+        "file_name,label[,split]. For segmentation: images/ and masks/ with the same stems, or ADE20K's "
+        "images/training and annotations/training, beside them the same for validation. A file is taken for one of "
+        "--train_files."
+    )
+    validation_dir: str | None = flag("The same, for evaluation.")
+    train_files: list[str] | None = flag(
+        "CSV files: image,label[,split] for classification, image,mask[,split] for segmentation, where files are "
+        "relative to the table. Or parquet files, or WebDataset shards (.tar). Quoted * are expanded."
+    )
     validation_files: list[str] | None = flag("The same, for evaluation.")
     train_val_split: float | None = flag("This share of the training data is held out, where no validation is given.")
     streaming: bool = flag("Read while training, for data larger than the disk; needs --max_steps.", False)
@@ -37,6 +49,14 @@ class DataArguments:
     on_bad_image: Literal["error", "skip"] = flag(
         "Stop at a file that is no sound image, or list and skip it.", "error"
     )
+
+    def __post_init__(self) -> None:
+        """A file that is given as a folder is one of the files."""
+        for part in ("train", "validation"):
+            given = getattr(self, f"{part}_dir")
+            if given and Path(given).suffix in FILES and not Path(given).is_dir():
+                setattr(self, f"{part}_dir", None)
+                setattr(self, f"{part}_files", [given])
 
 
 # What a run may go on with otherwise than it began: neither the data's order nor the optimizer's groups depend on it.
