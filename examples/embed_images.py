@@ -14,7 +14,6 @@ when it is started again, and processes need not speak to each other: of N proce
 import hashlib
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +35,7 @@ from training import sources
 from training.arguments import DataArguments, flag, parse
 from training.images import BadImageError, decode_image
 from training.launch import lost_processes, parent_command_lines, run_main
+from training.whole_files import MaskFiles, unfinished, write_whole
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -49,6 +49,8 @@ import hf_pvt
 Row = tuple[Any, str, str]
 Columns = dict[str, list[Any]]
 BATCHES_AHEAD = 2
+# In the output's folder; like `_job.json`, what begins so is passed over by readers of a folder of parquet files.
+MASKS = Path("_masks")
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Arguments:
 
     model_name_or_path: str | None = flag("A Hub id, a folder, or a published .pth or .safetensors file.")
     output: Literal["embeddings", "predictions", "masks"] = flag("What to compute.", "embeddings")
+    masks_as_files: bool = flag("Label maps become PNG files in _masks/, and the shards name them.", False)
     output_dir: str = flag("Shards go here.", "out/embeddings")
     input_dir: str | None = flag("A folder of images, at any depth.")
     input_files: list[str] | None = flag("Parquet files or WebDataset shards (.tar); quoted * are expanded.")
@@ -82,6 +85,7 @@ class Source:
     units: int
     rows: Callable[[int], Iterable[Row]]
     identity: dict[str, Any] = field(default_factory=dict)
+    one_tree: bool = False  # keys are unique in all units, as paths are
 
 
 def open_source(arguments: Arguments) -> Source:
@@ -90,7 +94,7 @@ def open_source(arguments: Arguments) -> Source:
     if len(given) != 1:
         raise ValueError(f"got {' and '.join(given) or 'no input'}; give one of input_dir, input_files, dataset_name.")
     if arguments.input_dir:
-        return folder_source(Path(arguments.input_dir), arguments.unit_size)
+        return folder_source(Path(arguments.input_dir), arguments.unit_size, arguments.masks_as_files)
     data = DataArguments(
         dataset_name=arguments.dataset_name,
         dataset_config_name=arguments.dataset_config_name,
@@ -114,18 +118,26 @@ def open_source(arguments: Arguments) -> Source:
     return Source(units, rows, named)
 
 
-def folder_source(root: Path, unit_size: int) -> Source:
-    """The files of a tree but hidden ones, in the order of their names."""
+def folder_source(root: Path, unit_size: int, masks_as_files: bool = False) -> Source:
+    """The files of a tree but hidden ones, in the order of their names.
+
+    Raises FileNotFoundError where there is none, ValueError where the masks of two would be the same file.
+    """
     files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name[0] != ".")
     if not files:
         raise FileNotFoundError(f"there is no file in {root}.")
+    if masks_as_files:
+        masks = MaskFiles(root, Path())
+        for file in files:
+            masks.name(file)
 
     def rows(unit: int) -> Iterator[Row]:
         for name in files[unit * unit_size : (unit + 1) * unit_size]:
             yield root / name, name, str(root / name)
 
     digest = hashlib.sha256("\0".join(files).encode()).hexdigest()
-    return Source(-(-len(files) // unit_size), rows, {"files": len(files), "names": digest, "unit_size": unit_size})
+    identity = {"files": len(files), "names": digest, "unit_size": unit_size}
+    return Source(-(-len(files) // unit_size), rows, identity, one_tree=True)
 
 
 class Embedder:
@@ -229,13 +241,34 @@ def png(labels: Tensor) -> bytes:
     return file.getvalue()
 
 
+class FileSegmenter(Segmenter):
+    """Label maps as PNG files of their own."""
+
+    def schema(self) -> dict[str, pa.DataType]:
+        return {"mask_file": pa.string()}
+
+
 OUTPUTS: dict[str, type[Embedder]] = {cls.output: cls for cls in (Embedder, Predictor, Segmenter)}
 
 
-def write_shard(path: Path, rows: Iterable[Row], compute: Embedder, arguments: Arguments) -> Iterator[int]:
+def embedder_class(arguments: Arguments) -> type[Embedder]:
+    """Raises ValueError for files of what is no mask."""
+    if not arguments.masks_as_files:
+        return OUTPUTS[arguments.output]
+    if arguments.output != "masks":
+        raise ValueError(f"--masks_as_files needs --output masks, not {arguments.output}.")
+    return FileSegmenter
+
+
+def write_shard(
+    path: Path, rows: Iterable[Row], compute: Embedder, arguments: Arguments, masks: MaskFiles | None = None
+) -> Iterator[int]:
     """One unit's shard, batch by batch; gives the number of images of each. Bad ones are in the file's metadata.
 
     Raises BadImageError, unless they are skipped. What is half-written is removed.
+
+    Args:
+        masks: where label maps go, to be named in the shard.
     """
     aside = unfinished(path)
     schema = pa.schema({"key": pa.string()} | compute.schema())
@@ -243,7 +276,10 @@ def write_shard(path: Path, rows: Iterable[Row], compute: Embedder, arguments: A
     try:
         with pq.ParquetWriter(aside, schema) as writer:
             for keys, images, sizes in batches(rows, compute, arguments, bad):
-                writer.write_table(pa.table({"key": keys} | compute(images, sizes), schema))
+                columns = compute(images, sizes)
+                if masks is not None:
+                    columns = {"mask_file": masks.write(keys, columns["mask"])}
+                writer.write_table(pa.table({"key": keys} | columns, schema))
                 yield len(keys)
             writer.add_key_value_metadata({"bad_images": json.dumps(bad)})
         if not path.is_file():  # another run may have been faster, and have tidied up
@@ -302,22 +338,12 @@ def check_same_job(output_dir: Path, job: dict[str, Any]) -> None:
     write_json(path, job)
 
 
-def unfinished(path: Path) -> Path:
-    """A file's name until it is whole: two processes, or two runs at once, do not write to the same."""
-    return path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.incomplete")
-
-
 def write_json(path: Path, content: Any) -> None:
-    aside = unfinished(path)
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def summarise(shards: list[Path]) -> None:
-    """`_bad_images.json` of all shards, by the process that finds them complete.
-
-    Readers of a folder of parquet files pass over names with an underscore.
-    """
+    """`_bad_images.json` of all shards, by the process that finds them complete."""
     if not all(shard.is_file() for shard in shards):
         return
     files = [pq.ParquetFile(shard) for shard in shards]
@@ -343,18 +369,19 @@ def main() -> None:
     if problem:
         tqdm.write(f"warning: {problem}")
     source = open_source(arguments)
-    compute = OUTPUTS[arguments.output](arguments, device)
+    compute = embedder_class(arguments)(arguments, device)
     output_dir = Path(arguments.output_dir)
-    settings = {
-        name: getattr(arguments, name) for name in ("model_name_or_path", "output", "top_k", "batch_size", "bf16")
-    }
+    names = ("model_name_or_path", "output", "masks_as_files", "top_k", "batch_size", "bf16")
+    settings = {name: getattr(arguments, name) for name in names}
     check_same_job(output_dir, settings | {"units": source.units, "source": source.identity})
     shards = [output_dir / f"part-{unit:05d}-of-{source.units:05d}.parquet" for unit in range(source.units)]
     missing = [unit for unit in range(process, source.units, processes) if not shards[unit].is_file()]
     bar = tqdm(missing, desc=f"process {process}", unit="shard", disable=local != 0)
     images, started = 0, time.perf_counter()
     for unit in bar:
-        for count in write_shard(shards[unit], source.rows(unit), compute, arguments):
+        folder = MASKS if source.one_tree else MASKS / f"{unit:05d}"
+        masks = MaskFiles(output_dir, folder) if arguments.masks_as_files else None
+        for count in write_shard(shards[unit], source.rows(unit), compute, arguments, masks):
             images += count
             bar.set_postfix(images_s=f"{images / (time.perf_counter() - started):.0f}")
     summarise(shards)

@@ -21,6 +21,7 @@ from hf_pvt.variants import WEIGHTS_LICENSES
 
 from .arguments import DataArguments, data_name
 from .loop import Loop
+from .whole_files import write_whole
 
 logger = get_logger(__name__)
 
@@ -95,11 +96,8 @@ def _facts(identity: dict[str, Any]) -> dict[str, Any]:
 
 def write_results(output_dir: Path, results: dict[str, Any]) -> None:
     """`results.json`, at once; a score that is not a number becomes null."""
-    path = output_dir / "results.json"
-    aside = path.with_suffix(".incomplete")
     output_dir.mkdir(parents=True, exist_ok=True)
-    aside.write_text(json.dumps(_plain(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(output_dir / "results.json", (json.dumps(_plain(results), indent=2, allow_nan=False) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:
