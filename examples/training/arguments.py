@@ -1,7 +1,9 @@
 """The flags that the scripts share, and how flags, a YAML file and a recipe make one set of arguments."""
 
+import difflib
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentError
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -160,18 +162,34 @@ def parse(*classes: type, description: str, argv: Sequence[str] | None = None) -
     """One object of each dataclass, from the command line and the YAML file that it names.
 
     Raises:
-        ValueError: an unknown key or no mapping in the file.
+        ValueError: an unknown flag, a wrong value, an unknown key or no mapping in the file.
         FileNotFoundError: there is no such file.
     """
-    parser = HfArgumentParser(
-        classes, description=description, allow_abbrev=False, usage="%(prog)s --flag value ... (--help lists the flags)"
-    )
+    usage = "%(prog)s --flag value ... (--help lists the flags)"
+    parser = HfArgumentParser(classes, description=description, allow_abbrev=False, usage=usage, exit_on_error=False)
     flags = list(sys.argv[1:] if argv is None else argv)
-    path = parser.parse_known_args(flags)[0].config
-    if path is not None:
-        known = {name for cls in classes for name in cls.__dataclass_fields__}
-        flags = _as_flags(_read_yaml(Path(path), known)) + flags  # the last of two equal flags counts
-    return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    known = {name for cls in classes for name in cls.__dataclass_fields__}
+    try:
+        path = parser.parse_known_args(flags)[0].config
+        if path is not None:
+            flags = _as_flags(_read_yaml(Path(path), known)) + flags  # the last of two equal flags counts
+        *groups, left = parser.parse_args_into_dataclasses(
+            flags, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ArgumentError as error:
+        raise ValueError(f"{error}; see --help.") from error
+    unknown = [word.removeprefix("--").partition("=")[0] for word in left if word.startswith("--")]
+    if unknown:
+        raise ValueError(f"there is no flag {', '.join(f'--{nearest(name, known)}' for name in unknown)}; see --help.")
+    if left:
+        raise ValueError(f"{' '.join(left)} belongs to no flag; see --help.")
+    return tuple(groups)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The name, and the known one that may have been meant."""
+    found = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    return f"{name} (did you mean {found[0]}?)" if found else name
 
 
 def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
@@ -183,7 +201,7 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected lines of `flag: value`.")
-    unknown = sorted(str(key) for key in content.keys() - known)
+    unknown = [nearest(name, known) for name in sorted(str(key) for key in content.keys() - known)]
     if unknown:
         raise ValueError(f"{path} has unknown keys: {', '.join(unknown)}; --help lists the flags.")
     return content
