@@ -1,14 +1,15 @@
 """Embeddings, class predictions or label maps of millions of images, as parquet shards.
 
-    accelerate launch examples/embed_images.py --model_name_or_path me/pvt-v2-b2 --input_dir photos --output_dir out/e
+    python examples/embed_images.py --model_name_or_path me/pvt-v2-b2 --input_dir photos --output_dir out/e
 
     torchrun --nproc_per_node 8 examples/embed_images.py --model_name_or_path me/p2t-small-ade20k --output masks \
         --input_files "shards/*.tar" --output_dir out/masks --on_bad_image skip --bf16
 
 Input is a tree of images, parquet files, WebDataset shards, or a data set of the Hub; nothing is copied to the disk. It
 is cut into units: files of a tree by `--unit_size`, everything else as it is sharded. A unit becomes one shard,
-`part-<unit>-of-<units>.parquet`, which is whole or not there. So a run that was interrupted continues where it stopped
-when it is started again, and processes need not speak to each other: of N processes each takes every N-th unit.
+`part-<unit>-of-<units>.parquet`, which is whole or not there; examples/README.md lists its columns. So a run that was
+interrupted continues where it stopped when it is started again, and processes need not speak to each other: of N
+processes each takes every N-th unit.
 """
 
 import hashlib

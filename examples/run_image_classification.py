@@ -1,6 +1,6 @@
 """Train or fine-tune PVT, PVTv2 or P2T for image classification, from a laptop to many nodes.
 
-    accelerate launch examples/run_image_classification.py --train_dir photos --train_val_split 0.1 \
+    python examples/run_image_classification.py --train_dir photos --train_val_split 0.1 \
         --model_name_or_path me/pvt-v2-b2 --output_dir out/photos
 
     accelerate launch --multi_gpu examples/run_image_classification.py --recipe pvt-imagenet --from_scratch pvt-v2-b2 \

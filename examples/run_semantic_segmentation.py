@@ -1,6 +1,6 @@
 """Train or fine-tune PVT, PVTv2 or P2T with a Semantic FPN for semantic segmentation, from a laptop to many nodes.
 
-    accelerate launch examples/run_semantic_segmentation.py --train_dir polyps --train_val_split 0.1 \
+    python examples/run_semantic_segmentation.py --train_dir polyps --train_val_split 0.1 \
         --model_name_or_path me/pvt-v2-b2 --output_dir out/polyps
 
     accelerate launch --multi_gpu examples/run_semantic_segmentation.py --recipe ade20k --labels ade20k \
