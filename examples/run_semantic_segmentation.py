@@ -1,6 +1,6 @@
 """Train or fine-tune PVT, PVTv2 or P2T with a Semantic FPN for semantic segmentation, from a laptop to many nodes.
 
-    accelerate launch examples/run_semantic_segmentation.py --train_dir polyps --train_val_split 0.1 \
+    python examples/run_semantic_segmentation.py --train_dir polyps --train_val_split 0.1 \
         --model_name_or_path me/pvt-v2-b2 --output_dir out/polyps
 
     accelerate launch --multi_gpu examples/run_semantic_segmentation.py --recipe ade20k --labels ade20k \
@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.arguments import UNDECAYED, DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
 from training.feed import Feed
 from training.label_maps import Decoder, Example, open_label_maps
 from training.label_values import LabelValues, open_label_values
@@ -36,7 +36,7 @@ from training.overlays import Overlays
 from training.results import finish, start_name
 from training.samples import Sample
 from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
@@ -50,6 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "max_steps": 80_000,
         "learning_rate_at_16": 1e-4,
         "weight_decay": 1e-4,
+        "without_decay": ["none"],  # norms, biases and position embeddings decay, too
         "warmup_steps": 0,
         "scale_lowest": 0.5,
         "scale_highest": 2.0,
@@ -61,6 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "num_train_epochs": 50.0,
         "learning_rate_at_16": 2e-4,
         "weight_decay": 0.01,
+        "without_decay": [*UNDECAYED],
         "layer_decay": 0.9,
         "warmup_epochs": 2.0,
         "scale_lowest": 0.5,
@@ -69,6 +71,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "photometric_distortion": 0.5,
     },
 }
+# The published gradient clip on ADE20K, of this variant alone.
+CLIPPED, CLIPPED_GRAD_NORM = hf_pvt.VARIANTS["p2t-large"], 35.0
 
 
 @dataclass
@@ -155,10 +159,18 @@ class Segmentation:
         self.overlays = Overlays(labels, processor, task.overlays)
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
-        """The mean over the labelled pixels of all processes, of which each adds its part."""
-        loss = model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
-        labelled = (batch["labels"] != self.labels.ignored).sum().float()
-        return loss * labelled / self.accelerator.reduce(labelled, "mean").clamp(min=1)
+        """The mean over the labelled pixels of a batch."""
+        return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+
+    def shares(self, batches: Sequence[Sample]) -> Tensor:
+        """By labelled pixels, so that a step's loss is the mean over all of its pixels, however they are divided.
+
+        Batch norm still sees one batch of all processes at a time, so accumulation is not the joint batch.
+        """
+        labelled = torch.stack([(batch["labels"] != self.labels.ignored).sum() for batch in batches]).float()
+        labelled = labelled.to(self.accelerator.device)
+        mean = self.accelerator.reduce(labelled.mean(), "mean")
+        return labelled / torch.where(mean > 0, mean, 1)
 
     def count(self, model: nn.Module, batch: Sample) -> Any:
         pixel_values, labels = batch["pixel_values"], batch["labels"]  # (1, 3, h, w), (1, H, W)
@@ -223,6 +235,12 @@ def complete(groups: Sequence[Any]) -> None:
     run.per_device_eval_batch_size = 1
 
 
+def is_clipped(config: PreTrainedConfig) -> bool:
+    """Whether a model is of the variant that the published recipe clips."""
+    shape = (config.model_type, tuple(config.hidden_sizes), tuple(config.depths))
+    return shape == (CLIPPED.model_type, CLIPPED.hidden_sizes, CLIPPED.depths)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     classes = (DataArguments, OptimizationArguments, RunArguments, SegmentationArguments)
     data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
@@ -250,6 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         drop_path_rate=task.drop_path_rate,
         semantic_loss_ignore_index=labels.ignored,
     )
+    if task.recipe == "ade20k" and optimization.max_grad_norm is None and is_clipped(model.config):
+        optimization.max_grad_norm = CLIPPED_GRAD_NORM
 
     decode = Decoder(labels)
     evaluation = feed.evaluation(validation, EvaluationView(decode, processor, resize=not task.sliding_window))

@@ -33,6 +33,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 import hf_pvt
 from hf_pvt.drawing import side_by_side
 from hf_pvt.metrics import MeanIoU
+from hf_pvt.semantic_fpn import SynchronizedBatchNorm2d
 
 NAMES = ["sky", "wall", "tree"]
 LABELS = LabelValues(NAMES, [0, 1, 2], frozenset({255}))
@@ -240,6 +241,17 @@ def test_recipe_and_schedule() -> None:
     assert script.schedule_of(task, optimization, 1000, 16).total_steps == 3000
 
 
+def test_the_published_clip_is_p2t_large_s(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """35, of P2T-Large alone; a clip that is asked for stays."""
+    clipped = [name for name in hf_pvt.VARIANTS if script.is_clipped(hf_pvt.variant_config(name))]
+    assert clipped == ["p2t-large"]
+    monkeypatch.setattr(script, "is_clipped", lambda config: config.model_type == "p2t")
+    values = {"from_scratch": configuration(tmp_path, P2T), "recipe": "ade20k", "max_steps": 1}
+    used = run(flags(rooms, tmp_path / "out", **values))["arguments"]
+    assert used["max_grad_norm"] == 35 and used["without_decay"] == ["none"]
+    assert run(flags(rooms, tmp_path / "own", max_grad_norm=1, **values))["arguments"]["max_grad_norm"] == 1
+
+
 # Layouts
 
 
@@ -441,6 +453,23 @@ def test_resumed_run_ends_the_same(rooms: Path, tmp_path: Path) -> None:
     assert weights[0].keys() == weights[1].keys()
 
 
+def test_the_averages_logits_are_float32(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16, too: what is interpolated to the image's size has the precision of the trained model's logits."""
+    seen = []
+    interpolated = script.most_likely_labels
+
+    def most_likely_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        seen.append((logits.dtype, logits.bfloat16().float().equal(logits)))
+        return interpolated(logits, size)
+
+    monkeypatch.setattr(script, "most_likely_labels", most_likely_labels)
+    start = configuration(tmp_path)
+    for name, decay in (("model", None), ("average", 0.5)):
+        values = {"mixed_precision": "bf16", "max_steps": 1, "per_device_train_batch_size": 2, "ema_decay": decay}
+        run(flags(rooms, tmp_path / name, from_scratch=start, **values))
+    assert seen == [(torch.float32, True)] * 10  # computed in bf16
+
+
 def test_bad_masks_stop_or_are_listed(rooms: Path, tmp_path: Path) -> None:
     """One line of an error and exit status 1; or skipped, counted and listed, in training and in evaluation."""
     root = tmp_path / "rooms"
@@ -464,6 +493,22 @@ def test_bad_masks_stop_or_are_listed(rooms: Path, tmp_path: Path) -> None:
         "annotations/training/7.png": "holds the value 9, expected 0 to 2, or 255 for none",
         "images/validation/2.png": f"has no mask in {root}/annotations/validation",
     }
+
+
+def test_accumulation_is_the_mean_over_labelled_pixels(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all of a step's images, though they differ in how much is ignored; batch norm is held still, as it is not."""
+    monkeypatch.setattr(SynchronizedBatchNorm2d, "forward", lambda self, x: x * self.weight[:, None, None])
+    start = {"from_scratch": configuration(tmp_path), "max_grad_norm": 1, "max_steps": 2}
+    weights = []
+    for accumulation in (1, 2, 4):
+        out = tmp_path / str(accumulation)
+        parts = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+        run(flags(rooms, out, **start, **parts))
+        weights.append(load_file(out / "model" / "model.safetensors"))
+    for accumulated in weights[1:]:
+        torch.testing.assert_close(accumulated, weights[0], rtol=1e-5, atol=1e-5)
 
 
 def test_two_processes(rooms: Path, tmp_path: Path) -> None:

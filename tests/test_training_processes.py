@@ -17,11 +17,13 @@ import pytest
 import torch
 from classification_runs import ENVIRONMENT, SCRIPT, digits, flags, launch, results, run, too_small, weights
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from training import launch as launch_module
 from training.arguments import DataArguments, RunArguments
 from training.feed import Feed
 from training.images import BadImageError, decode_image
 from training.labelled_images import Labels, Rows
-from training.launch import TrainingError, lost_processes, sentence, share_of_cores
+from training.launch import TrainingError, lost_processes, run_main, sentence, share_of_cores
 from training.samples import Sample
 from training.sources import open_split
 
@@ -276,3 +278,24 @@ def test_errors_of_workers_are_one_sentence() -> None:
     )
     assert sentence(BadImageError(wrapped)) == "a.png is empty."
     assert sentence(TrainingError("two\n lines")) == "two lines"
+
+
+@pytest.mark.parametrize("launcher", ["", "python bin/accelerate launch run.py", "torchrun run.py"])
+def test_an_error_is_told_beside_the_launchers(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun gives our sentence as the root cause; of accelerate's own traceback we say that it is that."""
+
+    def fails() -> None:
+        raise ValueError("there is no folder.")
+
+    report = tmp_path / "error.json"
+    monkeypatch.setattr(launch_module, "parent_command_lines", lambda: [["bash"], launcher.split()])
+    if "torchrun" in launcher:
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(report))
+    with pytest.raises(SystemExit, match="1"):
+        run_main(fails)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: there is no folder." and len(lines) == (2 if "accelerate" in launcher else 1)
+    if "torchrun" in launcher:
+        assert ProcessFailure(0, 1, 1, str(report)).message == "there is no folder."

@@ -1,13 +1,22 @@
 """The flags that the scripts share, and how flags, a YAML file and a recipe make one set of arguments."""
 
+import difflib
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentError
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser
+
+# What weight decay may leave out: "vectors" are biases and norms.
+UNDECAYED = ("vectors", "position_embeddings", "cls_token")
+
+
+# What data files end with.
+FILES = (".csv", ".parquet", ".tar")
 
 
 def flag(text: str, default: Any = None) -> Any:
@@ -23,9 +32,17 @@ class DataArguments:
     dataset_config_name: str | None = flag("Its configuration.")
     train_split: str = flag("Its split for training.", "train")
     validation_split: str | None = flag("Its split for evaluation; without one see --train_val_split.")
-    train_dir: str | None = flag("A folder of training data.")
-    validation_dir: str | None = flag("A folder of validation data.")
-    train_files: list[str] | None = flag("Parquet files or WebDataset shards (.tar); quoted * are expanded.")
+    train_dir: str | None = flag(
+        "A folder of training data. For classification: a folder of images for each class, or metadata.csv with "
+        "file_name,label[,split]. For segmentation: images/ and masks/ with the same stems, or ADE20K's "
+        "images/training and annotations/training, beside them the same for validation. A file is taken for one of "
+        "--train_files."
+    )
+    validation_dir: str | None = flag("The same, for evaluation.")
+    train_files: list[str] | None = flag(
+        "CSV files: image,label[,split] for classification, image,mask[,split] for segmentation, where files are "
+        "relative to the table. Or parquet files, or WebDataset shards (.tar). Quoted * are expanded."
+    )
     validation_files: list[str] | None = flag("The same, for evaluation.")
     train_val_split: float | None = flag(
         "This share of the training data is held out, where no validation is given; 0: nothing is measured."
@@ -37,6 +54,21 @@ class DataArguments:
         "Stop at a file that is no sound image, or list and skip it.", "error"
     )
 
+    def __post_init__(self) -> None:
+        """A file that is given as a folder is one of the files."""
+        for part in ("train", "validation"):
+            given = getattr(self, f"{part}_dir")
+            if given and Path(given).suffix in FILES and not Path(given).is_dir():
+                setattr(self, f"{part}_dir", None)
+                setattr(self, f"{part}_files", [given])
+
+
+# What a run may go on with otherwise than it began: neither the data's order nor the optimizer's groups depend on it.
+CHANGEABLE = {
+    *("learning_rate", "learning_rate_at_512", "learning_rate_at_16", "warmup_learning_rate", "final_learning_rate"),
+    *("warmup_epochs", "warmup_steps", "num_train_epochs", "max_steps", "max_grad_norm", "mixed_precision"),
+}
+
 
 @dataclass
 class OptimizationArguments:
@@ -46,7 +78,8 @@ class OptimizationArguments:
     num_train_epochs: float | None = flag("Epochs; the recipe's where neither these nor steps are given.")
     max_steps: int | None = flag("Steps of the optimizer, in place of epochs.")
     learning_rate: float | None = flag("Highest rate; default: the recipe's, scaled by the batch where it says so.")
-    weight_decay: float | None = flag("Of all but biases, norms, position embeddings and the class token.")
+    weight_decay: float | None = flag("Of all weights but those of --without_decay.")
+    without_decay: list[str] | None = flag(f"What does not decay, of: {' '.join(UNDECAYED)}; or: none.")
     layer_decay: float | None = flag("Factor of the rate from each block to the one before it; 1: none.")
     warmup_epochs: float | None = flag("Epochs in which the rate rises.")
     warmup_steps: int | None = flag("Steps in which the rate rises, in place of epochs.")
@@ -75,6 +108,9 @@ class RunArguments:
     eval_steps: str | None = flag('Evaluate every so many steps, or every "epoch"; default: at the end only.')
     resume: bool = flag("Continue from the newest whole checkpoint, if there is one.", False)
     resume_from_checkpoint: str | None = flag("Continue from this checkpoint.")
+    resume_changed: bool = flag(
+        "Continue with other rates, warm-up, length, clipping or precision; results.json lists the changes.", False
+    )
     logging_steps: int = flag("Steps between two looks at the loss, which wait for the device.", 10)
     report_to: list[str] | None = flag("Trackers of accelerate: tensorboard, wandb, trackio, ...")
     push_to_hub: bool = flag("Upload the model folder when all is done.", False)
@@ -89,6 +125,11 @@ def check(optimization: OptimizationArguments, run: RunArguments) -> None:
             raise ValueError(f"--{name} is {value}, expected at least 1.")
     if optimization.ema_decay is not None and not 0 < optimization.ema_decay < 1:
         raise ValueError(f"--ema_decay is {optimization.ema_decay}, expected a number between 0 and 1.")
+    kinds = optimization.without_decay or []
+    if kinds != ["none"] and not {*kinds} <= {*UNDECAYED}:
+        raise ValueError(f"--without_decay is {' '.join(kinds)}, expected some of: {' '.join(UNDECAYED)}; or: none.")
+    if run.resume_changed and not (run.resume or run.resume_from_checkpoint):
+        raise ValueError("--resume_changed needs --resume or --resume_from_checkpoint, the checkpoint to continue.")
     if run.push_to_hub and not run.hub_model_id:
         raise ValueError("--push_to_hub needs --hub_model_id, the repository to upload to.")
     for name in ("checkpointing_steps", "eval_steps"):
@@ -125,18 +166,34 @@ def parse(*classes: type, description: str, argv: Sequence[str] | None = None) -
     """One object of each dataclass, from the command line and the YAML file that it names.
 
     Raises:
-        ValueError: an unknown key or no mapping in the file.
+        ValueError: an unknown flag, a wrong value, an unknown key or no mapping in the file.
         FileNotFoundError: there is no such file.
     """
-    parser = HfArgumentParser(
-        classes, description=description, allow_abbrev=False, usage="%(prog)s --flag value ... (--help lists the flags)"
-    )
+    usage = "%(prog)s --flag value ... (--help lists the flags)"
+    parser = HfArgumentParser(classes, description=description, allow_abbrev=False, usage=usage, exit_on_error=False)
     flags = list(sys.argv[1:] if argv is None else argv)
-    path = parser.parse_known_args(flags)[0].config
-    if path is not None:
-        known = {name for cls in classes for name in cls.__dataclass_fields__}
-        flags = _as_flags(_read_yaml(Path(path), known)) + flags  # the last of two equal flags counts
-    return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    known = {name for cls in classes for name in cls.__dataclass_fields__}
+    try:
+        path = parser.parse_known_args(flags)[0].config
+        if path is not None:
+            flags = _as_flags(_read_yaml(Path(path), known)) + flags  # the last of two equal flags counts
+        *groups, left = parser.parse_args_into_dataclasses(
+            flags, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ArgumentError as error:
+        raise ValueError(f"{error}; see --help.") from error
+    unknown = [word.removeprefix("--").partition("=")[0] for word in left if word.startswith("--")]
+    if unknown:
+        raise ValueError(f"there is no flag {', '.join(f'--{nearest(name, known)}' for name in unknown)}; see --help.")
+    if left:
+        raise ValueError(f"{' '.join(left)} belongs to no flag; see --help.")
+    return tuple(groups)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The name, and the known one that may have been meant."""
+    found = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    return f"{name} (did you mean {found[0]}?)" if found else name
 
 
 def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
@@ -148,7 +205,7 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected lines of `flag: value`.")
-    unknown = sorted(str(key) for key in content.keys() - known)
+    unknown = [nearest(name, known) for name in sorted(str(key) for key in content.keys() - known)]
     if unknown:
         raise ValueError(f"{path} has unknown keys: {', '.join(unknown)}; --help lists the flags.")
     return content

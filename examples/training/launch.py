@@ -1,9 +1,11 @@
 """From a command line to an `Accelerator`, and from an error to one sentence."""
 
+import json
 import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from .checkpoints import CheckpointError
 
 logger = get_logger(__name__)
 
+LAUNCHER = re.compile(r"accelerate.*\blaunch\b|torchrun|torch\.distributed\.run")
 HOW_TO = "GPUs: accelerate launch --multi_gpu --num_processes N; CPU: ACCELERATE_USE_CPU=true before the same"
 
 
@@ -87,7 +90,7 @@ def lost_processes(num_processes: int, command_lines: list[list[str]]) -> str | 
 def _processes_of(command_line: list[str]) -> int:
     """How many processes a launcher's command line, or its configuration file, asks for."""
     line = " ".join(command_line)
-    if not re.search(r"accelerate.*\blaunch\b|torchrun|torch\.distributed\.run", line):
+    if not LAUNCHER.search(line):
         return 1
     per_node = re.search(r"--nproc[_-]per[_-]node[ =](\d+)", line)
     nodes = re.search(r"--nnodes[ =](\d+)(?!\S*:)", line)
@@ -112,7 +115,8 @@ EXPECTED = (ValueError, OSError, ImportError, CheckpointError, TrainingError)
 def run_main(main: Callable[[], object]) -> None:
     """Call `main`; an expected error becomes one line on stderr, and the exit status 1.
 
-    HF_PVT_TRACEBACK=1 in the environment shows where it came from.
+    A launcher prints a traceback of its own below, which is to say the same, or to be known for what it is.
+    HF_PVT_TRACEBACK=1 in the environment shows where the error came from.
     """
     try:
         main()
@@ -120,6 +124,11 @@ def run_main(main: Callable[[], object]) -> None:
         if os.environ.get("HF_PVT_TRACEBACK"):
             raise
         sys.stderr.write(f"error: {sentence(error)}\n")
+        report = os.environ.get("TORCHELASTIC_ERROR_FILE")  # what torchrun gives as the root cause
+        if report:
+            Path(report).write_text(json.dumps({"message": sentence(error), "timestamp": int(time.time())}))
+        elif any(LAUNCHER.search(" ".join(line)) for line in parent_command_lines()):
+            sys.stderr.write("The traceback below is the launcher's and says no more; --quiet leaves it out.\n")
         sys.exit(1)
 
 
