@@ -12,6 +12,8 @@ from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
+    PvtImageProcessor,
+    PvtImageProcessorPil,
     PvtSegmentationImageProcessor,
     PvtSegmentationImageProcessorPil,
     classification_image_processor,
@@ -57,6 +59,8 @@ __all__ = [
     "PvtConfig",
     "PvtForImageClassification",
     "PvtForSemanticSegmentation",
+    "PvtImageProcessor",
+    "PvtImageProcessorPil",
     "PvtModel",
     "PvtPreTrainedModel",
     "PvtSegmentationImageProcessor",
