@@ -23,7 +23,17 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.arguments import (
+    DataArguments,
+    OptimizationArguments,
+    RunArguments,
+    check,
+    fill,
+    flag,
+    leave_colours,
+    parse,
+    statistics,
+)
 from training.feed import Feed
 from training.label_maps import IGNORED, Decoder, Example, label_names, open_label_maps
 from training.launch import run_main, start
@@ -53,6 +63,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "scale_highest": 2.0,
         "horizontal_flip": 0.5,
         "photometric_distortion": 1.0,
+        "published_resampling": True,
     },
     # Ours, for small data sets: what was learnt before moves slowly, and the decoder has time to catch up.
     "finetune": {
@@ -65,8 +76,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "scale_highest": 2.0,
         "horizontal_flip": 0.5,
         "photometric_distortion": 0.5,
+        "published_resampling": False,
     },
 }
+# Flags whose augmentation moves colours.
+COLOURS = ("photometric_distortion",)
 
 
 @dataclass
@@ -91,16 +105,19 @@ class SegmentationArguments:
     scale_highest: float | None = flag("Largest random factor of the size.")
     horizontal_flip: float | None = flag("Probability to mirror an image.")
     photometric_distortion: float | None = flag("Probability to distort brightness, contrast, saturation and hue.")
+    published_resampling: bool | None = flag("Resize as OpenCV, without antialiasing, as the published runs did.")
     sliding_window: int | None = flag("Evaluate images at their own size through a window of so many pixels.")
     overlays: int = flag("Pictures of predictions that each evaluation writes.", 4)
 
 
 class TrainingView:
-    """An image and its labels, scaled, cropped, flipped and distorted by chance: (3, crop, crop) and (crop, crop)."""
+    """An image and its labels, scaled, cropped, flipped and distorted by chance: (C, crop, crop) and (crop, crop)."""
 
     def __init__(self, task: SegmentationArguments, decode: Decoder, processor: BaseImageProcessor) -> None:
         self.task, self.decode = task, decode
-        self.scale = RandomScale(task.shorter_side, task.longer_side, task.scale_lowest, task.scale_highest)
+        self.scale = RandomScale(
+            task.shorter_side, task.longer_side, task.scale_lowest, task.scale_highest, processor.published_resampling
+        )
         self.crop = RandomCrop(task.crop_size, task.largest_share)
         self.distort = PhotometricDistortion()
         self.normalise = v2.Compose(
@@ -117,6 +134,8 @@ class TrainingView:
             image, labels = flip(image, labels)
         if chance(self.task.photometric_distortion):
             image = self.distort(image)
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image).movedim(2, 0)  # (C, h, w)
         targets = torch.from_numpy(np.ascontiguousarray(labels))
         pixel_values, targets = pad(self.normalise(image), targets, self.task.crop_size)
         return {"pixel_values": pixel_values, "labels": targets}
@@ -177,13 +196,17 @@ class Segmentation:
         )
         for number, (pixel_values, *label_maps) in enumerate(self.shown):
             folder.mkdir(parents=True, exist_ok=True)
-            image = (
-                (255 * (pixel_values * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-            )  # (h, w, 3)
+            levels = (255 * (pixel_values * std + mean)).round().clamp(0, 255).byte()  # (C, h, w)
+            image = first_three(levels).permute(1, 2, 0).numpy()  # (h, w, 3)
             for kind, label_map in zip(("predicted", "labelled"), label_maps, strict=True):
                 picture = hf_pvt.draw_segmentation(image, nearest(label_map.numpy(), image.shape[:2]), names)
                 picture.save(folder / f"{number}-{kind}.png")
         self.shown.clear()
+
+
+def first_three(levels: Tensor) -> Tensor:
+    """Of (C, h, w) what can be shown, (3, h, w): the first three channels, or of fewer the first as grey."""
+    return levels[:3] if len(levels) >= 3 else levels[:1].expand(3, -1, -1)
 
 
 class SegmentationLoop(Loop):
@@ -223,6 +246,7 @@ def complete(groups: Sequence[Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     classes = (DataArguments, OptimizationArguments, RunArguments, SegmentationArguments)
     data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
+    colours = [name for name in COLOURS if getattr(task, name)]
     complete(groups)
     accelerator = start(optimization, run)
     if task.sliding_window and accelerator.distributed_type == DistributedType.FSDP:
@@ -236,7 +260,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps_per_epoch = None if order is None else order.steps_per_epoch
     schedule = schedule_of(task, optimization, steps_per_epoch, feed.global_batch)
     size = {"shortest_edge": task.shorter_side, "longest_edge": task.longer_side}
-    processor = hf_pvt.segmentation_image_processor(size=size, do_reduce_labels=task.reduce_labels)
     model = open_model(
         AutoModelForSemanticSegmentation,
         task.model_name_or_path,
@@ -244,9 +267,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         names,
         seed,
         drop_path_rate=task.drop_path_rate,
+        num_channels=data.num_channels,
+    )
+    channels = model.config.num_channels
+    leave_colours(task, COLOURS, colours, channels)
+    processor = hf_pvt.segmentation_image_processor(
+        channels,
+        size=size,
+        do_reduce_labels=task.reduce_labels,
+        published_resampling=task.published_resampling,
+        **statistics(data, channels),
     )
 
-    decode = Decoder(len(names), task.reduce_labels)
+    decode = Decoder(len(names), task.reduce_labels, channels)
     evaluation = feed.evaluation(validation, EvaluationView(decode, processor, resize=not task.sliding_window))
     segmentation = Segmentation(accelerator, task, names, processor, evaluation)
     identity = asdict(data) | asdict(optimization) | asdict(task) | feed.identity()

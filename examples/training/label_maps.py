@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 import hf_pvt
-from hf_pvt.image_inputs import as_label_map
+from hf_pvt.image_inputs import as_label_map, image_size
 
 from . import sources
 from .arguments import DataArguments
@@ -66,17 +65,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads an example: an RGB image, and labels (H, W) of int64, `IGNORED` or in [0, num_labels).
+    """Reads an example: an image (see `decode_image`), and labels (H, W) of int64, `IGNORED` or in [0, num_labels).
 
     With `reduce_labels` 0 is no label and becomes `IGNORED`, the others shift down by one, as ADE20K wants it.
     """
 
     num_labels: int
     reduce_labels: bool
+    num_channels: int = 3
 
-    def __call__(self, example: Example) -> tuple[Image.Image, NDArray[np.int64]]:
+    def __call__(self, example: Example) -> tuple[Any, NDArray[np.int64]]:
         """Raises BadImageError: of the image or the mask, a mask that is missing or of another size, or its labels."""
-        image = decode_image(example.image, example.name)
+        image = decode_image(example.image, example.name, self.num_channels)
         if example.mask is None:
             raise BadImageError(example.name, f"has no mask in {example.mask_name}")
         mask, name = open_image(example.mask, example.mask_name)
@@ -84,11 +84,9 @@ class Decoder:
             labels = as_label_map(mask)
         except ValueError as error:
             raise BadImageError(name, f"is no mask: {str(error).rstrip('.')}") from error
-        height, width = labels.shape
-        if (width, height) != image.size:
-            raise BadImageError(
-                name, f"is {width}x{height} pixels and its image {example.name} {image.width}x{image.height}"
-            )
+        (height, width), size = labels.shape, image_size(image)
+        if (height, width) != size:
+            raise BadImageError(name, f"is {width}x{height} pixels and its image {example.name} {size[1]}x{size[0]}")
         return image, self.checked(labels, name)
 
     def checked(self, labels: NDArray[np.int64], name: str) -> NDArray[np.int64]:
