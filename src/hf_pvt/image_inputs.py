@@ -139,7 +139,7 @@ def as_array(image: np.ndarray, num_channels: int) -> np.ndarray:
         return image.astype(np.float32)
     if is_uint16(image):
         return image.astype(np.float32) / 65535
-    return as_uint8(image)
+    return np.require(as_uint8(image), requirements="W")
 
 
 def check_unit(low: float, high: float) -> None:
@@ -163,7 +163,7 @@ def as_uint8(image: np.ndarray) -> np.ndarray:
     """Numbers as 0 to 255: 16 bits become 8, as bits and floats do; other integers have to be 0 to 255 already."""
     if image.dtype.kind == "f":
         check_unit(image.min(), image.max())
-        return (255 * image).round().astype(np.uint8)
+        return (255 * image.astype(np.float32)).round().astype(np.uint8)
     if image.dtype == np.bool_:
         return image * np.uint8(255)
     if is_uint16(image):
