@@ -32,7 +32,7 @@ def opencv(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(213, 320), (512, 768), (100, 641), (64, 64), (427, 640)], ids=str)
 def test_as_opencv(size: tuple[int, int]) -> None:
-    """Half a level is the rounding, the rest float32 coordinates; PIL's antialiasing is far from it where an image shrinks."""
+    """Half a level is the rounding, the rest float32 coordinates; PIL's antialiasing is far from it."""
     expected = opencv(PHOTO, size)
     found = np.asarray(resized(Image.fromarray(PHOTO), size, published=True)).astype(float)
     assert np.abs(found - expected).max() <= 0.505
