@@ -16,7 +16,7 @@ from training.images import BadImageError, decode_image
 from transformers import AutoImageProcessor, pipeline
 
 import hf_pvt
-from hf_pvt.image_inputs import readable
+from hf_pvt.image_inputs import logger, readable
 
 GENERATOR = np.random.default_rng(0)
 DEEP = GENERATOR.integers(0, 65536, (48, 64), dtype=np.uint16)
@@ -223,6 +223,16 @@ def test_16_bits_keep_their_bits_beside_rgb() -> None:
     decoded = decode_image(tiff(deep), num_channels=4)
     assert decoded.dtype == np.float32
     np.testing.assert_allclose(decoded, deep / 65535, atol=1e-6)
+
+
+def test_12_bits_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A camera's 12 bits in 16 are dark; which range an image should have, it does not say."""
+    logger.warning_once.cache_clear()
+    plain("classification")(DEEP)
+    assert not caplog.records
+    for num_channels in (3, 1, 3):
+        plain("classification", num_channels)(DEEP // 16)
+    assert ["multiply it by 16" in record.message for record in caplog.records] == [True]
 
 
 def test_a_tiff_that_needs_tifffile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {result["label"] for result in namespace["results"]} <= set(namespace["id2label"].values())
     assert namespace["labels"].shape == (namespace["photo"].height, namespace["photo"].width)
     assert (tmp_path / "out/overlay.png").is_file()
-    assert len(blocks) == 8
+    assert len(blocks) == 9
 
 
 @pytest.mark.parametrize("document", TABLES, ids=lambda document: str(document.relative_to(ROOT)))

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from transformers.utils import logging
 
 from .image_files import SAMPLES_PER_PIXEL, extra_channels, open_image_file
+
+logger = logging.get_logger(__name__)
 
 # Modes of Pillow whose bands are channels; the others are converted first.
 BANDS = ("1", "L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "I", "F")
@@ -138,6 +141,7 @@ def as_array(image: np.ndarray, num_channels: int) -> np.ndarray:
         check_unit(image.min(), image.max())
         return image.astype(np.float32)
     if is_uint16(image):
+        warn_of_few_bits(image)
         return image.astype(np.float32) / 65535
     return np.require(as_uint8(image), requirements="W")
 
@@ -154,6 +158,15 @@ def is_uint16(image: np.ndarray) -> bool:
     return image.dtype.kind == "u" and image.dtype.itemsize == 2  # in either order of the bytes
 
 
+def warn_of_few_bits(image: np.ndarray) -> None:
+    """Cameras and scanners write 10 or 12 bits into 16."""
+    if 255 < image.max() < 4096:
+        logger.warning_once(
+            "an image of 16 bits holds numbers below 4096 only, of 65535, and comes out nearly black; if it has 12 "
+            "bits, multiply it by 16 first."
+        )
+
+
 def is_16_bit(image: Image.Image) -> bool:
     """Of grey; older Pillow opens such PNG files as 32 bits."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
@@ -167,6 +180,7 @@ def as_uint8(image: np.ndarray) -> np.ndarray:
     if image.dtype == np.bool_:
         return image * np.uint8(255)
     if is_uint16(image):
+        warn_of_few_bits(image)
         return (image // 256).astype(np.uint8)
     if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
         raise ValueError(
