@@ -94,7 +94,8 @@ def test_the_classes_themselves(family: Family, tmp_path: Path) -> None:
     assert first_convolution(cls.from_pretrained(tmp_path, num_channels=3)).shape[1] == 3
     config = family.tiny_config(**(FIELDS | {"num_channels": 2}))
     model, info = cls.from_pretrained(tmp_path, config=config, output_loading_info=True)
-    assert first_convolution(model).shape[1] == model.config.num_channels == 2 and not info["mismatched_keys"]
+    assert first_convolution(model).shape[1] == model.config.num_channels == config.num_channels == 2
+    assert not info["mismatched_keys"]
 
 
 def test_published_files(tmp_path: Path) -> None:

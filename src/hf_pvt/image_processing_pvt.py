@@ -96,8 +96,9 @@ class ImageInputsMixin:
 
     def process_image(self, image: Any, do_rescale: bool, **kwargs: Any) -> Any:
         """What `readable` gave, as the backend's array or tensor (C, H, W); floats to be rescaled are 0 to 255 then."""
-        layout = "channels_first" if isinstance(image, Tensor) else "channels_last"
-        kwargs |= {"do_convert_rgb": False, "input_data_format": layout}
+        if not isinstance(image, Tensor):
+            image = np.array(np.moveaxis(np.asarray(image), 2, 0), order="C")
+        kwargs |= {"do_convert_rgb": False, "input_data_format": "channels_first"}
         image = super().process_image(image, **kwargs)  # type: ignore[misc]
         floats = image.is_floating_point() if isinstance(image, Tensor) else image.dtype.kind == "f"
         return 255 * image if do_rescale and floats else image

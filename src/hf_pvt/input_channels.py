@@ -1,5 +1,6 @@
 """Models for another number of channels than their weights were trained with."""
 
+import copy
 import logging
 import os
 from typing import Any, Self
@@ -44,11 +45,16 @@ class InputChannelsMixin:
         """As Transformers'; where the weights are for other channels than are asked for, see `set_num_channels`."""
         where = {name: kwargs[name] for name in WHERE if name in kwargs}
         wanted = num_channels or getattr(config, "num_channels", None)
-        theirs = None if wanted is None else stored_channels(pretrained_model_name_or_path, where)
+        theirs = (
+            None
+            if None in (wanted, pretrained_model_name_or_path)
+            else stored_channels(pretrained_model_name_or_path, where)
+        )
         if theirs in (None, wanted):
             extra = {} if num_channels is None else {"num_channels": num_channels}
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs, **extra)  # type: ignore[misc]
-        if config is not None:
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
             config.num_channels = theirs
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)  # type: ignore[misc]
         (loaded[0] if isinstance(loaded, tuple) else loaded).set_num_channels(wanted)
