@@ -45,18 +45,15 @@ class InputChannelsMixin:
         """As Transformers'; where the weights are for other channels than are asked for, see `set_num_channels`."""
         where = {name: kwargs[name] for name in WHERE if name in kwargs}
         wanted = num_channels or getattr(config, "num_channels", None)
-        theirs = (
-            None
-            if None in (wanted, pretrained_model_name_or_path)
-            else stored_channels(pretrained_model_name_or_path, where)
-        )
+        path = pretrained_model_name_or_path
+        theirs = None if path is None or wanted is None else stored_channels(path, where)
         if theirs in (None, wanted):
             extra = {} if num_channels is None else {"num_channels": num_channels}
-            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs, **extra)  # type: ignore[misc]
+            return super().from_pretrained(path, *args, config=config, **kwargs, **extra)  # type: ignore[misc]
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
             config.num_channels = theirs
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)  # type: ignore[misc]
+        loaded = super().from_pretrained(path, *args, config=config, **kwargs)  # type: ignore[misc]
         (loaded[0] if isinstance(loaded, tuple) else loaded).set_num_channels(wanted)
         return loaded
 
