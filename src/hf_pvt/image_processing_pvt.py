@@ -18,7 +18,6 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     SizeDict,
-    torch_pil_interpolation_mapping,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
@@ -113,12 +112,7 @@ class PilResizeMixin:
         """(C, h, w) -> (C, H, W)."""
         plain = np.zeros((1, *image.shape[1:]), np.uint8)
         shape = super().resize(plain, size, Image.Resampling.NEAREST).shape[1:]  # type: ignore[misc]
-        return np.moveaxis(resized(np.moveaxis(image, 0, 2), shape, pil_filter(resample), not antialias), 2, 0)
-
-
-def pil_filter(resample: Any) -> Any:
-    """Pillow's filter of Pillow's or torchvision's."""
-    return torch_pil_interpolation_mapping.get(resample, resample)
+        return np.moveaxis(resized(np.moveaxis(image, 0, 2), shape, resample, not antialias), 2, 0)
 
 
 def channels_of(image_mean: Any, image_std: Any) -> int:
@@ -227,7 +221,7 @@ class SegmentationMixin(ImageInputsMixin):
             sizes.insert(0, target_size(*image_size(image), size, 1))
         if not isinstance(image, Tensor):
             for one in sizes:
-                image = resized(image, one, pil_filter(resample), published_resampling)
+                image = resized(image, one, resample, published_resampling)
             return super().process_image(image, **kwargs)
         image = super().process_image(image, **kwargs)
         for height, width in sizes:

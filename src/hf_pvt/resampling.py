@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from transformers.image_utils import torch_pil_interpolation_mapping
 
 Size = tuple[int, int]
 
@@ -14,11 +15,12 @@ def resized(image: Any, size: Size, resample: Any = Image.Resampling.BILINEAR, p
     """A Pillow image, or an array (H, W, C) of uint8 or floats, as the same at `size` (height, width).
 
     Args:
-        resample: Pillow's filter, which is widened where an image shrinks (antialiasing).
+        resample: Pillow's filter, or torchvision's name of it, which is widened where an image shrinks (antialiasing).
         published: `between_neighbours` instead.
     """
     if published:
         return between_neighbours(image, size)
+    resample = torch_pil_interpolation_mapping.get(resample, resample)
     if isinstance(image, Image.Image):
         return image.resize(size[::-1], resample)
     # Channel by channel: Pillow weights the colours of four by the last one, which it takes for transparency.
