@@ -142,7 +142,8 @@ def image_processor(source: Source, task: str, benchmark: bool) -> BaseImageProc
     if source.processor is not None and not benchmark:
         return source.processor
     if task == "segmentation":
-        return hf_pvt.segmentation_image_processor(do_reduce_labels=benchmark)
+        published = getattr(source.processor, "published_resampling", benchmark)
+        return hf_pvt.segmentation_image_processor(do_reduce_labels=benchmark, published_resampling=published)
     size = source.model.config.image_size if source.model.config.model_type == "pvt" else 224
     return hf_pvt.classification_image_processor(size if isinstance(size, int) else min(size))
 

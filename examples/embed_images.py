@@ -45,6 +45,8 @@ from transformers import (
 )
 
 import hf_pvt
+from hf_pvt.image_inputs import image_size
+from hf_pvt.image_processing_pvt import channels_of
 
 # A row of a source: the image's file, its key in the output, its name in messages.
 Row = tuple[Any, str, str]
@@ -154,6 +156,7 @@ class Embedder:
         # Of a Hub id without one, from_pretrained says so.
         has_processor = Path(path, "preprocessor_config.json").is_file() or not Path(path).exists()
         self.processor = AutoImageProcessor.from_pretrained(path) if has_processor else self.published_processor()
+        self.channels = channels_of(self.processor.image_mean, self.processor.image_std)
         self.device, self.bf16, self.top_k = device, arguments.bf16, min(arguments.top_k, model.config.num_labels)
 
     def open(self, path: str) -> PreTrainedModel:
@@ -176,8 +179,8 @@ class Embedder:
     def schema(self) -> dict[str, pa.DataType]:
         return {"embedding": pa.list_(pa.float32(), self.model.config.hidden_sizes[-1])}
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """One image, (3, H, W)."""
+    def prepare(self, image: Any) -> Tensor:
+        """One image, (C, H, W)."""
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
 
     def __call__(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> Columns:
@@ -215,7 +218,7 @@ class Segmenter(Embedder):
     auto_class = AutoModelForSemanticSegmentation
 
     def published_processor(self) -> Any:
-        return hf_pvt.segmentation_image_processor()
+        return hf_pvt.segmentation_image_processor(published_resampling=True)
 
     def schema(self) -> dict[str, pa.DataType]:
         return {"mask": pa.binary()}
@@ -299,12 +302,12 @@ def batches(
     def load(row: Row) -> tuple[str, Tensor, tuple[int, int]] | BadImageError:
         source, key, name = row
         try:
-            image = decode_image(source, name)
+            image = decode_image(source, name, compute.channels)
         except BadImageError as error:
             if arguments.on_bad_image == "error":
                 raise
             return error
-        return key, compute.prepare(image), (image.height, image.width)
+        return key, compute.prepare(image), image_size(image)
 
     with ThreadPoolExecutor(max(1, arguments.num_workers)) as pool:
         remaining = iter(rows)

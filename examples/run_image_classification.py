@@ -21,7 +21,18 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
-from training.arguments import UNDECAYED, DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.arguments import (
+    UNDECAYED,
+    DataArguments,
+    OptimizationArguments,
+    RunArguments,
+    check,
+    fill,
+    flag,
+    leave_colours,
+    parse,
+    statistics,
+)
 from training.augmentation import BICUBIC, Mixing, RandAugment
 from training.feed import Feed
 from training.images import decode_image
@@ -37,6 +48,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
+from hf_pvt.image_processing_pvt import channels_of
 from hf_pvt.metrics import TopKAccuracy
 
 logger = get_logger(__name__)
@@ -87,6 +99,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "repeated_augmentation": 1,
     },
 }
+# Flags whose augmentation moves colours.
+COLOURS = ("rand_augment", "color_jitter")
 # The published gradient clip of PVT's and PVTv2's large variants: those with this drop path and more.
 LARGE_DROP_PATH, LARGE_GRAD_NORM = 0.3, 1.0
 
@@ -120,10 +134,11 @@ class ClassificationArguments:
 
 
 class TrainingView:
-    """An image, cropped, flipped and augmented by chance: `pixel_values` (3, size, size), normalised, and `labels`."""
+    """An image, cropped, flipped and augmented by chance: `pixel_values` (C, size, size), normalised, and `labels`."""
 
     def __init__(self, task: ClassificationArguments, processor: BaseImageProcessor) -> None:
         jitter = task.color_jitter
+        self.channels = channels_of(processor.image_mean, processor.image_std)
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(task.image_size, scale=(task.crop_scale, 1.0), interpolation=BICUBIC),
@@ -139,18 +154,22 @@ class TrainingView:
 
     def __call__(self, example: Example) -> Sample:
         source, name, label = example
-        return {"pixel_values": self.transform(decode_image(source, name)), "labels": label}
+        image = decode_image(source, name, self.channels)
+        if self.channels != 3:
+            image = torch.from_numpy(image).movedim(2, 0)  # (C, H, W)
+        return {"pixel_values": self.transform(image), "labels": label}
 
 
 class EvaluationView:
     """An image as the published evaluation sees it, which is as the saved processor will."""
 
     def __init__(self, processor: BaseImageProcessor) -> None:
-        self.processor = processor
+        self.processor, self.channels = processor, channels_of(processor.image_mean, processor.image_std)
 
     def __call__(self, example: Example) -> Sample:
         source, name, label = example
-        pixel_values = self.processor(decode_image(source, name), return_tensors="pt")["pixel_values"][0]
+        image = decode_image(source, name, self.channels)
+        pixel_values = self.processor(image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixel_values, "labels": label}
 
 
@@ -177,9 +196,11 @@ class Classification:
         return self.metric.count(logits[counted], batch["labels"][counted])
 
 
-def classifier(task: ClassificationArguments, labels: Labels, seed: int) -> PreTrainedModel:
+def classifier(
+    task: ClassificationArguments, labels: Labels, seed: int, num_channels: int | None = None
+) -> PreTrainedModel:
     """The model to train. A PVT from scratch has its position embeddings for our images' size."""
-    fields: dict[str, Any] = {"drop_path_rate": task.drop_path_rate}
+    fields: dict[str, Any] = {"drop_path_rate": task.drop_path_rate, "num_channels": num_channels}
     if task.from_scratch in hf_pvt.VARIANTS and hf_pvt.VARIANTS[task.from_scratch].model_type == "pvt":
         fields["image_size"] = task.image_size
     start, scratch = task.model_name_or_path, task.from_scratch
@@ -202,6 +223,7 @@ def schedule_of(
 def main(argv: Sequence[str] | None = None) -> None:
     classes = (DataArguments, OptimizationArguments, RunArguments, ClassificationArguments)
     data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
+    colours = [name for name in COLOURS if getattr(task, name)]
     fill(groups, RECIPES[task.recipe])
     check(optimization, run)
     accelerator = start(optimization, run)
@@ -215,8 +237,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     order = feed.order(training, task.repeated_augmentation)
     steps_per_epoch = None if order is None else order.steps_per_epoch
     schedule = schedule_of(task, optimization, steps_per_epoch, feed.global_batch)
-    processor = hf_pvt.classification_image_processor(task.image_size)
-    model = classifier(task, labels, seed)
+    model = classifier(task, labels, seed, data.num_channels)
+    channels = model.config.num_channels
+    leave_colours(task, COLOURS, colours, channels)
+    processor = hf_pvt.classification_image_processor(task.image_size, channels, **statistics(data, channels))
     if task.recipe == "pvt-imagenet" and optimization.max_grad_norm is None:
         large = model.config.drop_path_rate >= LARGE_DROP_PATH
         optimization.max_grad_norm = LARGE_GRAD_NORM if large else None

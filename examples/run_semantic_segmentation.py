@@ -22,7 +22,18 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from training.arguments import UNDECAYED, DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.arguments import (
+    UNDECAYED,
+    DataArguments,
+    OptimizationArguments,
+    RunArguments,
+    check,
+    fill,
+    flag,
+    leave_colours,
+    parse,
+    statistics,
+)
 from training.feed import Feed
 from training.label_maps import Decoder, Example, open_label_maps
 from training.label_values import LabelValues, open_label_values
@@ -56,6 +67,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "scale_highest": 2.0,
         "horizontal_flip": 0.5,
         "photometric_distortion": 1.0,
+        "published_resampling": True,
     },
     # Ours, for small data sets: what was learnt before moves slowly, and the decoder has time to catch up.
     "finetune": {
@@ -69,10 +81,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "scale_highest": 2.0,
         "horizontal_flip": 0.5,
         "photometric_distortion": 0.5,
+        "published_resampling": False,
     },
 }
 # The published gradient clip on ADE20K, of this variant alone.
 CLIPPED, CLIPPED_GRAD_NORM = hf_pvt.VARIANTS["p2t-large"], 35.0
+# Flags whose augmentation moves colours.
+COLOURS = ("photometric_distortion",)
 
 
 @dataclass
@@ -99,16 +114,19 @@ class SegmentationArguments:
     scale_highest: float | None = flag("Largest random factor of the size.")
     horizontal_flip: float | None = flag("Probability to mirror an image.")
     photometric_distortion: float | None = flag("Probability to distort brightness, contrast, saturation and hue.")
+    published_resampling: bool | None = flag("Resize as OpenCV, without antialiasing, as the published runs did.")
     sliding_window: int | None = flag("Evaluate images at their own size through a window of so many pixels.")
     overlays: int = flag("Pictures of predictions that each evaluation writes.", 4)
 
 
 class TrainingView:
-    """An image and its labels, scaled, cropped, flipped and distorted by chance: (3, crop, crop) and (crop, crop)."""
+    """An image and its labels, scaled, cropped, flipped and distorted by chance: (C, crop, crop) and (crop, crop)."""
 
     def __init__(self, task: SegmentationArguments, decode: Decoder, processor: BaseImageProcessor) -> None:
         self.task, self.decode = task, decode
-        self.scale = RandomScale(task.shorter_side, task.longer_side, task.scale_lowest, task.scale_highest)
+        self.scale = RandomScale(
+            task.shorter_side, task.longer_side, task.scale_lowest, task.scale_highest, processor.published_resampling
+        )
         self.crop = RandomCrop(task.crop_size, task.largest_share, decode.labels.ignored)
         self.distort = PhotometricDistortion()
         self.normalise = v2.Compose(
@@ -125,6 +143,8 @@ class TrainingView:
             image, labels = flip(image, labels)
         if chance(self.task.photometric_distortion):
             image = self.distort(image)
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image).movedim(2, 0)  # (C, h, w)
         targets = torch.from_numpy(np.ascontiguousarray(labels))
         pixel_values, targets = pad(self.normalise(image), targets, self.task.crop_size, self.decode.labels.ignored)
         return {"pixel_values": pixel_values, "labels": targets}
@@ -244,6 +264,7 @@ def is_clipped(config: PreTrainedConfig) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     classes = (DataArguments, OptimizationArguments, RunArguments, SegmentationArguments)
     data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
+    colours = [name for name in COLOURS if getattr(task, name)]
     complete(groups)
     accelerator = start(optimization, run)
     if task.sliding_window and accelerator.distributed_type == DistributedType.FSDP:
@@ -258,7 +279,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps_per_epoch = None if order is None else order.steps_per_epoch
     schedule = schedule_of(task, optimization, steps_per_epoch, feed.global_batch)
     size = {"shortest_edge": task.shorter_side, "longest_edge": task.longer_side}
-    processor = hf_pvt.segmentation_image_processor(size=size, do_reduce_labels=task.reduce_labels)
     model = open_model(
         AutoModelForSemanticSegmentation,
         task.model_name_or_path,
@@ -267,11 +287,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed,
         drop_path_rate=task.drop_path_rate,
         semantic_loss_ignore_index=labels.ignored,
+        num_channels=data.num_channels,
+    )
+    channels = model.config.num_channels
+    leave_colours(task, COLOURS, colours, channels)
+    processor = hf_pvt.segmentation_image_processor(
+        channels,
+        size=size,
+        do_reduce_labels=task.reduce_labels,
+        published_resampling=task.published_resampling,
+        **statistics(data, channels),
     )
     if task.recipe == "ade20k" and optimization.max_grad_norm is None and is_clipped(model.config):
         optimization.max_grad_norm = CLIPPED_GRAD_NORM
 
-    decode = Decoder(labels)
+    decode = Decoder(labels, channels)
     evaluation = feed.evaluation(validation, EvaluationView(decode, processor, resize=not task.sliding_window))
     segmentation = Segmentation(accelerator, task, labels, processor, evaluation)
     identity = asdict(data) | asdict(optimization) | asdict(task) | feed.identity()

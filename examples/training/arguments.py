@@ -49,6 +49,9 @@ class DataArguments:
     )
     streaming: bool = flag("Read while training, for data larger than the disk; needs --max_steps.", False)
     shuffle_buffer: int = flag("Samples that a stream is shuffled within.", 10_000)
+    num_channels: int | None = flag("Channels of the images; default: the model's, 3 from scratch.")
+    image_mean: list[float] | None = flag("Mean of each channel, of numbers from 0 to 1; default: ImageNet's.")
+    image_std: list[float] | None = flag("Standard deviation of each channel; default: ImageNet's.")
     image_column: str | None = flag("Column of the images; default: the only one that holds images.")
     on_bad_image: Literal["error", "skip"] = flag(
         "Stop at a file that is no sound image, or list and skip it.", "error"
@@ -134,6 +137,37 @@ def check(optimization: OptimizationArguments, run: RunArguments) -> None:
         raise ValueError("--push_to_hub needs --hub_model_id, the repository to upload to.")
     for name in ("checkpointing_steps", "eval_steps"):
         every(getattr(run, name), 1, name)
+
+
+def statistics(data: DataArguments, num_channels: int) -> dict[str, list[float]]:
+    """The fields of an image processor that `data` gives.
+
+    Raises:
+        ValueError: another number of them than channels.
+    """
+    given = {name: getattr(data, name) for name in ("image_mean", "image_std") if getattr(data, name) is not None}
+    for name, values in given.items():
+        if len(values) != num_channels:
+            raise ValueError(f"--{name} has {len(values)} numbers, expected one for each of {num_channels} channels.")
+    return given
+
+
+def leave_colours(task: Any, names: Sequence[str], given: Sequence[str], num_channels: int) -> None:
+    """Switch augmentation of colours off where the channels are not red, green and blue.
+
+    Args:
+        names: flags of `task` that move colours.
+        given: those that the user chose, and not the recipe.
+
+    Raises:
+        ValueError: one of `given` asks for it all the same.
+    """
+    if num_channels == 3:
+        return
+    for name in names:
+        if name in given:
+            raise ValueError(f"--{name} moves colours, which images of {num_channels} channels have not; leave it out.")
+        setattr(task, name, 0.0)
 
 
 def data_name(data: DataArguments) -> str:

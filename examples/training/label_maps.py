@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from hf_pvt.image_inputs import as_label_map
+from hf_pvt.image_inputs import as_label_map, image_size
 
 from . import sources
 from .arguments import DataArguments
@@ -64,19 +64,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads an example: an RGB image, and its labels (H, W) as `labels` has them of the mask's pixel values."""
+    """Reads an example: an image (see `decode_image`), and labels (H, W) as `labels` has them of the mask's values."""
 
     labels: LabelValues
+    num_channels: int = 3
 
-    def __call__(self, example: Example) -> tuple[Image.Image, NDArray[np.int64]]:
+    def __call__(self, example: Example) -> tuple[Any, NDArray[np.int64]]:
         """Raises BadImageError: of the image or the mask, a mask that is missing or of another size, or its values."""
-        image = decode_image(example.image, example.name)
+        image = decode_image(example.image, example.name, self.num_channels)
         pixels, name = mask_pixels(example)
-        height, width = pixels.shape
-        if (width, height) != image.size:
-            raise BadImageError(
-                name, f"is {width}x{height} pixels and its image {example.name} {image.width}x{image.height}"
-            )
+        (height, width), size = pixels.shape, image_size(image)
+        if (height, width) != size:
+            raise BadImageError(name, f"is {width}x{height} pixels and its image {example.name} {size[1]}x{size[0]}")
         try:
             return image, self.labels.to_labels(pixels)
         except ValueError as error:

@@ -21,7 +21,7 @@ class Overlays:
         self.shown: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def add(self, pixel_values: Tensor, labelled: Tensor, predicted: Tensor) -> None:
-        """One image (3, h, w), normalised, with label maps (H, W), unless there are enough."""
+        """One image (C, h, w), normalised, with label maps (H, W), unless there are enough."""
         if len(self.shown) < self.most:
             maps = {"labelled": labelled.cpu(), "predicted": predicted.cpu()}
             self.shown.append((pixel_values.cpu(), maps))
@@ -31,8 +31,8 @@ class Overlays:
         names = dict(enumerate(self.labels.names))
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.processor.image_mean, self.processor.image_std))
         for number, (pixel_values, label_maps) in enumerate(self.shown):
-            image = (255 * (pixel_values * std + mean)).round().clamp(0, 255).byte()
-            image = image.permute(1, 2, 0).numpy()  # (h, w, 3)
+            levels = (255 * (pixel_values * std + mean)).round().clamp(0, 255).byte()  # (C, h, w)
+            image = first_three(levels).permute(1, 2, 0).numpy()  # (h, w, 3)
             pictures = {}
             for heading, label_map in label_maps.items():
                 seen = nearest(label_map.numpy(), image.shape[:2])
@@ -40,3 +40,8 @@ class Overlays:
             folder.mkdir(parents=True, exist_ok=True)
             side_by_side(pictures).save(folder / f"{number}.png")
         self.shown.clear()
+
+
+def first_three(levels: Tensor) -> Tensor:
+    """Of (C, h, w) what can be shown, (3, h, w): the first three channels, or of fewer the first as grey."""
+    return levels[:3] if len(levels) >= 3 else levels[:1].expand(3, -1, -1)

@@ -19,6 +19,8 @@ from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .detection.modeling_retinanet import RetinaNetForObjectDetection
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
+    PvtImageProcessor,
+    PvtImageProcessorPil,
     PvtSegmentationImageProcessor,
     PvtSegmentationImageProcessorPil,
     classification_image_processor,
@@ -67,6 +69,8 @@ __all__ = [
     "PvtDetectionImageProcessor",
     "PvtForImageClassification",
     "PvtForSemanticSegmentation",
+    "PvtImageProcessor",
+    "PvtImageProcessorPil",
     "PvtModel",
     "PvtPreTrainedModel",
     "PvtSegmentationImageProcessor",

@@ -24,13 +24,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .drawn_layers import Drawn
+from .input_channels import InputChannelsMixin
 from .layers import ReducedAttention
 from .pyramid import Pyramid, PyramidStage
 from .remote_code import family_classes, remote_auto_map, write_remote_code
 from .semantic_fpn import SemanticFpn, semantic_loss
 
 
-class PyramidPreTrainedModel(PreTrainedModel):
+class PyramidPreTrainedModel(InputChannelsMixin, PreTrainedModel):
     """What Transformers wants to know of every model here."""
 
     stage_class: type[PyramidStage]

@@ -37,7 +37,9 @@ SEGMENTATION_HEAD = "decode_head.classifier.weight"
 LATERAL = "decode_head.lateral_convs.0.weight"
 
 
-def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreTrainedModel:
+def load_original(
+    path: str | os.PathLike[str], num_channels: int | None = None, **config_overrides: Any
+) -> PreTrainedModel:
     """The model of a published checkpoint, in evaluation mode and float32, with family and variant recognised.
 
     Args:
@@ -45,6 +47,7 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
             `model` or `state_dict`, with or without `module.` before every key), a timm PVTv2 state dict (or timm's
             folder with it, or that of its `features_only` model), or MMSegmentation's Semantic FPN, whose `meta` names
             the labels; optimizer state and auxiliary heads are left.
+        num_channels: of the images, where they are others than the checkpoint's: see `for_channels`.
         config_overrides: configuration fields to set, such as `id2label`, or `image_size=(height, width)` for a PVT
             whose position embeddings belong to images that are not square.
 
@@ -59,7 +62,10 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
             them.
     """
     weights, meta = read_checkpoint(path)
-    return build_model(weights, recognise_layout(weights, path), meta, config_overrides, path)
+    model: Any = build_model(weights, recognise_layout(weights, path), meta, config_overrides, path)
+    if num_channels is not None:
+        model.set_num_channels(num_channels)
+    return model
 
 
 def build_model(
