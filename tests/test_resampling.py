@@ -10,6 +10,7 @@ from run_semantic_segmentation import RECIPES, SegmentationArguments, TrainingVi
 from scipy.ndimage import map_coordinates
 from sklearn.datasets import load_sample_image
 from training.label_maps import Decoder
+from training.label_values import LabelValues
 from training.scene_augmentation import RandomScale
 from transformers import AutoImageProcessor
 
@@ -18,6 +19,8 @@ from hf_pvt.resampling import between_neighbours, resized
 
 PHOTO = load_sample_image("china.jpg")  # (427, 640, 3)
 BACKENDS = (hf_pvt.PvtSegmentationImageProcessor, hf_pvt.PvtSegmentationImageProcessorPil)
+
+LABELS = LabelValues(["background", "object"], [0, 1], frozenset({255}))
 
 
 def opencv(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -71,7 +74,7 @@ def test_training_follows_the_processor(published: bool) -> None:
     fields = {k: v for k, v in RECIPES["finetune"].items() if k in SegmentationArguments.__dataclass_fields__}
     task = SegmentationArguments(**fields | {"published_resampling": published})  # type: ignore[arg-type]
     processor = hf_pvt.segmentation_image_processor(published_resampling=published)
-    assert TrainingView(task, Decoder(2, False), processor).scale.published_resampling == published
+    assert TrainingView(task, Decoder(LABELS), processor).scale.published_resampling == published
     image, labels = Image.fromarray(PHOTO), np.zeros((427, 640), dtype=np.int64)
     scaled, _ = RandomScale(200, 2048, 1, 1, published)(image, labels)
     assert (np.abs(np.asarray(scaled) - opencv(PHOTO, (200, 300))).mean() < 0.3) == published

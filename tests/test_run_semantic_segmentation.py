@@ -338,11 +338,14 @@ def test_layout_errors(plain: Path, tmp_path: Path) -> None:
         Decoder(LABELS)(next(example for example in training if example.name.endswith("3.jpg")))
     table = tmp_path / "scenes.csv"
     table.write_text("photo,mask\na,b\n")
-    with pytest.raises(ValueError, match=r"columns \['photo', 'mask'\], expected image,mask or image,mask,split"):
+    with pytest.raises(ValueError, match=r"columns photo, mask, expected image,mask with or without split"):
         csv_pairs([table], "training")
     table.write_text("image,mask,split\na,b,train\na,b,holdout\n")
-    with pytest.raises(ValueError, match=r"scenes\.csv, line 3: split 'holdout' is none of"):
+    with pytest.raises(ValueError, match=r"scenes\.csv, line 3: the split 'holdout' is none of"):
         csv_pairs([table], "training")
+    table.write_text("image,mask\na,b\n")  # as --validation_files, without a split column: all rows
+    assert [pair.image for pair in csv_pairs([table], "validation", default="validation")] == [tmp_path / "a"]
+    assert not csv_pairs([table], "validation")
 
 
 # Bad masks

@@ -17,6 +17,7 @@ from PIL import Image
 from training.arguments import DataArguments, leave_colours, statistics
 from training.images import BadImageError
 from training.label_maps import Decoder, Example
+from training.label_values import LabelValues
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation, pipeline
 
 import hf_pvt
@@ -25,6 +26,8 @@ from hf_pvt.image_processing_pvt import channel_statistics
 GENERATOR = np.random.default_rng(0)
 LEVELS = (6_000, 40_000)  # of 65,535: in 8 bits 23 and 156, clipped to 8 bits white and white
 STEPS = {"max_steps": 50, "warmup_steps": 2, "learning_rate": 3e-3, "per_device_train_batch_size": 8}
+
+LABELS = LabelValues(["background", "object"], [0, 1], frozenset({255}))
 
 
 def write(path: Path, pixels: np.ndarray) -> Path:
@@ -123,7 +126,7 @@ def segmentation_view(num_channels: int, mask: Path) -> Any:
     task = run_semantic_segmentation.SegmentationArguments(**recipe | {"crop_size": 32})  # type: ignore[arg-type]
     leave_colours(task, run_semantic_segmentation.COLOURS, [], num_channels)
     processor = hf_pvt.segmentation_image_processor(num_channels, published_resampling=True)
-    view = run_semantic_segmentation.TrainingView(task, Decoder(2, False, num_channels), processor)
+    view = run_semantic_segmentation.TrainingView(task, Decoder(LABELS, num_channels), processor)
     return lambda path: view(Example(path, "image", mask, "mask"))
 
 

@@ -1,6 +1,5 @@
 """Images with a label map each: folders, a CSV file, and data sets with columns."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from . import sources
 from .arguments import DataArguments
 from .images import BadImageError, Source, decode_image, open_image
 from .label_values import LabelValues
+from .tables import rows_of
 
 # Folders of ADE20K and MMSegmentation, and those of the other layout.
 SPLITS = {
@@ -24,8 +24,6 @@ SPLITS = {
     "validation": ("images/validation", "annotations/validation"),
 }
 PLAIN = ("images", "masks")
-# What the split column of a CSV file may say.
-SPLIT_NAMES = {"training": ("train", "training"), "validation": ("val", "validation"), "test": ("test", "testing")}
 MASK_COLUMNS = ("annotation", "mask", "label", "segmentation_mask")
 
 
@@ -134,7 +132,7 @@ def _open_split(data: DataArguments, mask_column: str | None, training: bool) ->
     if folder or (data.train_dir and has_splits(Path(data.train_dir))):
         return folder_pairs(Path(str(folder or data.train_dir)), split)
     if files and files[0].endswith(".csv"):
-        return csv_pairs([Path(file) for file in sources.expand(files)], split)
+        return csv_pairs([Path(file) for file in sources.expand(files)], split, default=split)
     if not training and not files and data.train_files and data.train_files[0].endswith(".csv"):
         return csv_pairs([Path(file) for file in sources.expand(data.train_files)], split) or None
     rows = sources.open_split(replace(data, image_column=data.image_column or "image"), training)
@@ -182,23 +180,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def csv_pairs(files: Sequence[Path], split: str) -> Pairs:
-    """Rows `image,mask[,split]` of files, relative to their folder; without a split column all rows are training's.
+def csv_pairs(files: Sequence[Path], split: str, default: str = "training") -> Pairs:
+    """Rows `image,mask[,split]` of files, relative to their folder; rows that name no split are those of `default`.
 
-    Raises ValueError for a file without these columns, or a split that is none of `SPLIT_NAMES`.
+    Raises ValueError for a file without these columns, or a split that is none of `tables.SPLIT_NAMES`.
     """
     pairs = Pairs()
     for file in files:
-        with open(file, newline="", encoding="utf-8") as content:
-            reader = csv.DictReader(content)
-            if not {"image", "mask"} <= set(reader.fieldnames or ()):
-                raise ValueError(
-                    f"{file} has the columns {reader.fieldnames}, expected image,mask or image,mask,split."
-                )
-            for row in reader:
-                name = row.get("split", "training")
-                if not any(name in names for names in SPLIT_NAMES.values()):
-                    raise ValueError(f"{file}, line {reader.line_num}: split {name!r} is none of {SPLIT_NAMES}.")
-                if name in SPLIT_NAMES[split]:
-                    pairs.add(file.parent / row["image"], file.parent / row["mask"] if row["mask"] else None, file)
+        for row, _ in rows_of(file, ("image", "mask"), split, default):
+            pairs.add(file.parent / row["image"], file.parent / row["mask"] if row["mask"] else None, file)
     return pairs

@@ -1,13 +1,15 @@
 """Images and labels of CSV files: image,label[,split], or a folder's metadata.csv as `datasets`' imagefolder has it."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
-from .label_maps import SPLIT_NAMES
 from .sources import expand
 
 METADATA = "metadata.csv"
+# What the split column may say.
+SPLIT_NAMES = {"training": ("train", "training"), "validation": ("val", "validation"), "test": ("test", "testing")}
 IMAGE_COLUMNS = ("image", "file_name")
 
 # An image's file, and its label as the table has it.
@@ -35,25 +37,44 @@ def read_tables(
     Raises:
         ValueError: columns that are missing, a split that is none of `SPLIT_NAMES`, a row without image or label.
     """
-    label_column = label_column or "label"
+    label = label_column or "label"
     found: list[Labelled] = []
     for table in tables:
-        with open(table, newline="", encoding="utf-8-sig") as content:  # spreadsheets write a mark at the beginning
-            reader = csv.DictReader(content)
-            columns = list(reader.fieldnames or ())
-            image = image_column or next((name for name in IMAGE_COLUMNS if name in columns), IMAGE_COLUMNS[0])
-            if not {image, label_column} <= {*columns}:
-                raise ValueError(
-                    f"{table} has the columns {', '.join(columns)}, expected {image},{label_column} with or without "
-                    "split; others are chosen with --image_column and --label_column."
-                )
-            for row in reader:
-                where = f"{table}, line {reader.line_num}"
-                if not row[image] or not row[label_column]:
-                    raise ValueError(f"{where} has no {image if not row[image] else label_column}; fill or remove it.")
-                if _split(row.get("split"), where, default) == split:
-                    found.append((table.parent / row[image], row[label_column]))
+        columns = columns_of(table)
+        image = image_column or next((name for name in IMAGE_COLUMNS if name in columns), IMAGE_COLUMNS[0])
+        for row, where in rows_of(table, (image, label), split, default):
+            if not row[image] or not row[label]:
+                raise ValueError(f"{where} has no {image if not row[image] else label}; fill or remove it.")
+            found.append((table.parent / row[image], row[label]))
     return found
+
+
+def rows_of(table: Path, needed: Sequence[str], split: str, default: str) -> Iterator[tuple[dict[str, str], str]]:
+    """The rows of a split, and where each one stands.
+
+    Raises ValueError for a table without the needed columns, or a split that is none of `SPLIT_NAMES`.
+    """
+    columns = columns_of(table)
+    if not {*needed} <= {*columns}:
+        raise ValueError(
+            f"{table} has the columns {', '.join(columns)}, expected {','.join(needed)} with or without split; others "
+            "are chosen with --image_column and the like."
+        )
+    with _opened(table) as content:
+        reader = csv.DictReader(content)
+        for row in reader:
+            where = f"{table}, line {reader.line_num}"
+            if _split(row.get("split"), where, default) == split:
+                yield row, where
+
+
+def columns_of(table: Path) -> list[str]:
+    with _opened(table) as content:
+        return list(csv.DictReader(content).fieldnames or ())
+
+
+def _opened(table: Path) -> TextIO:
+    return open(table, newline="", encoding="utf-8-sig")  # spreadsheets write a mark at the beginning
 
 
 def _split(name: str | None, where: str, default: str) -> str:
