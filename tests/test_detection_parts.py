@@ -156,6 +156,7 @@ def test_ties_and_the_minimum() -> None:
     two = torch.tensor([[0.0, 0, 10, 5], [0.0, 5, 10, 10], [50, 50, 60, 60]])
     assert IoUAssigner(0.7, 0.3, 0.3)(two, square).tolist() == [0, 0, NEGATIVE]  # both tie at 0.5
     assert IoUAssigner(0.7, 0.3, 0.6)(two, square).tolist() == [IGNORED, IGNORED, NEGATIVE]  # too little to be taken
+    assert IoUAssigner(0.7, 0.3, 0.5)(two, square).tolist() == [0, 0, NEGATIVE]  # just enough
     assert IoUAssigner(0.5, 0.3, 0.6)(two, square).tolist() == [0, 0, NEGATIVE]  # from the threshold on, not beyond
     # The second box has its best overlap with the anchor that fits the first one exactly, and takes it.
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 20]])
@@ -246,8 +247,8 @@ def test_detect_many() -> None:
 
 def test_thresholds_are_exceeded() -> None:
     """A score has to exceed its threshold, and so has an overlap; boxes without area overlap nothing."""
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4.9], [20, 20, 20, 30], [20, 20, 20, 30]])
-    scores = torch.tensor([[0.9], [0.5], [0.8], [0.7], [0.6]])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 20, 10, 30], [20, 20, 20, 30], [20, 20, 20, 30]])
+    scores = torch.tensor([[0.9], [0.8], [0.5], [0.7], [0.6]])
     assert detect(boxes, scores, thresholds(score=0.5)).scores.flatten().tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
     half = boxes[:2]
     assert len(detect(half, scores[:2], thresholds(nms=0.5)).scores) == 2
