@@ -59,10 +59,13 @@ class DetectorOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+# By name: of a folder's own code Transformers may load configurations and models as two copies.
+OUR_BACKBONES = {config_class.model_type: classes[AutoBackbone] for config_class, classes in AUTO_CLASSES.items()}
+
+
 def backbone_class(config: Any) -> Any:
     """Ours, whether it is registered or not; else Transformers'."""
-    ours = AUTO_CLASSES.get(type(config))
-    return AutoBackbone._model_mapping[type(config)] if ours is None else ours[AutoBackbone]
+    return OUR_BACKBONES.get(config.model_type) or AutoBackbone._model_mapping[type(config)]
 
 
 class Detector(PreTrainedModel):
