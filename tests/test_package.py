@@ -21,7 +21,7 @@ MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__in
 # Everything that an installation with only the core dependencies does not have.
 OPTIONAL = (
     "torchvision", "timm", "datasets", "accelerate", "evaluate", "sklearn", "skimage", "scipy", "matplotlib", "peft",
-    "onnx", "onnxruntime", "onnxscript",
+    "onnx", "onnxruntime", "onnxscript", "faster_coco_eval", "pycocotools",
 )  # fmt: skip
 
 CORE_ONLY = f"""

@@ -13,6 +13,8 @@ from .configuration_pvt_v2 import PvtV2Config
 from .detection.auto_detectors import register_detectors as _register_detectors
 from .detection.configuration_mask_rcnn import MaskRcnnConfig
 from .detection.configuration_retinanet import RetinaNetConfig
+from .detection.drawing_detections import draw_detections
+from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
 from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .detection.modeling_retinanet import RetinaNetForObjectDetection
 from .drawing import draw_segmentation
@@ -22,7 +24,7 @@ from .image_processing_pvt import (
     classification_image_processor,
     segmentation_image_processor,
 )
-from .labels import ade20k_id2label, ade20k_palette, imagenet_1k_id2label
+from .labels import ade20k_id2label, ade20k_palette, coco_category_ids, coco_id2label, imagenet_1k_id2label
 from .modeling_p2t import (
     P2tBackbone,
     P2tForImageClassification,
@@ -62,6 +64,7 @@ __all__ = [
     "P2tPreTrainedModel",
     "PvtBackbone",
     "PvtConfig",
+    "PvtDetectionImageProcessor",
     "PvtForImageClassification",
     "PvtForSemanticSegmentation",
     "PvtModel",
@@ -79,6 +82,10 @@ __all__ = [
     "ade20k_id2label",
     "ade20k_palette",
     "classification_image_processor",
+    "coco_category_ids",
+    "coco_id2label",
+    "detection_image_processor",
+    "draw_detections",
     "draw_segmentation",
     "imagenet_1k_id2label",
     "load_original",

@@ -49,7 +49,7 @@ def draw_segmentation(
     Raises:
         ValueError: sizes differ, mask or image are of another kind, or a label has no name or no colour.
     """
-    photo, label_map = _rgb(image), _label_map(mask)
+    photo, label_map = rgb_pixels(image), _label_map(mask)
     if label_map.shape != photo.shape[:2]:
         raise ValueError(
             f"the mask is {_size(label_map)} and the image {_size(photo)} (width x height), expected the same size; "
@@ -78,7 +78,7 @@ def distinct_colour(label: int) -> Colour:
     return red, green, blue
 
 
-def _rgb(image: Any) -> NDArray[np.uint8]:
+def rgb_pixels(image: Any) -> NDArray[np.uint8]:
     """The image's pixels (H, W, 3)."""
     if isinstance(image, Image.Image):
         return np.asarray(as_rgb(image))

@@ -15,6 +15,16 @@ def ade20k_palette() -> list[tuple[int, int, int]]:
     return [(red, green, blue) for red, green, blue in _read("ade20k.json")["palette"]]
 
 
+def coco_id2label() -> dict[int, str]:
+    """COCO's 80 labels of detection, from 0 (person), in the order of the published detectors."""
+    return dict(enumerate(_read("coco.json")["names"].values()))
+
+
+def coco_category_ids() -> list[int]:
+    """The `category_id` of each of COCO's 80 labels in its annotations, which count from 1 to 90 and leave ten out."""
+    return [int(category_id) for category_id in _read("coco.json")["names"]]
+
+
 def imagenet_1k_id2label() -> dict[int, str]:
     """ImageNet-1K's 1000 labels, from 0 (tench), in the order of the published classifiers."""
     return dict(enumerate(_read("imagenet_1k.json")["names"]))
