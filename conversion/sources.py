@@ -17,7 +17,8 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_pvt.auto import AUTO_CLASSES
-from hf_pvt.original_checkpoints import build_model, checkpoint_file, read_checkpoint, recognise_layout
+from hf_pvt.checkpoint_files import checkpoint_file, read_checkpoint
+from hf_pvt.original_checkpoints import build_model, recognise_layout
 from hf_pvt.original_layouts import StateDict
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")

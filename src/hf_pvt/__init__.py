@@ -17,6 +17,7 @@ from .detection.drawing_detections import draw_detections
 from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
 from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .detection.modeling_retinanet import RetinaNetForObjectDetection
+from .detection.original_detectors import register_original_detectors as _register_original_detectors
 from .detection.published_detectors import PUBLISHED_DETECTORS, detector_config
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
@@ -100,3 +101,4 @@ __all__ = [
 
 _register()
 _register_detectors()
+_register_original_detectors()
