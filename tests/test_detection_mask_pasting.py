@@ -1,7 +1,11 @@
 """Masks pasted into images: the published formula at each pixel. Memory: test_detection_post_processing.py."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -81,3 +85,20 @@ def test_no_masks_and_half_precision() -> None:
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE).shape == (0, *SIZE)
     masks, boxes = random_masks(3).half(), torch.tensor([BOXES["inside"]]).expand(3, 4)
     assert paste_masks(masks, boxes, SIZE).equal(paste_masks(masks.float(), boxes, SIZE))
+
+
+RECORDED = load_file(Path(__file__).parent / "fixtures" / "detection" / "masks.safetensors")
+
+
+@pytest.mark.parametrize("image", sorted({key.rpartition("/masks/")[0] for key in RECORDED if "/masks/" in key}))
+def test_masks_of_mmdetection(image: str) -> None:
+    """Its own area and box of each mask, and each eighth pixel; single pixels may differ, a half within rounding."""
+    logits, boxes, size = (RECORDED[f"{image}/{name}"] for name in ("mask_logits_of_label", "detections/boxes", "size"))
+    area, box, every8 = (RECORDED[f"{image}/masks/{name}"] for name in ("area", "box", "every8"))
+    pasted = paste_masks(logits.sigmoid(), boxes, tuple(size.tolist())).numpy()
+    assert np.abs(pasted.sum(axis=(1, 2)) - area.numpy()).sum() <= 5 < area.sum() / 1000
+    some = pasted[:, 4::8, 4::8].reshape(len(pasted), -1)
+    assert (np.unpackbits(every8.numpy(), axis=1)[:, : some.shape[1]] != some).sum() <= 5
+    for mask, (left, top, right, bottom) in zip(pasted, box.tolist(), strict=True):
+        rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+        assert [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] == [left, top, right, bottom]

@@ -74,7 +74,7 @@ def test_published(name: str) -> None:
 
 @pytest.mark.parametrize(("variant", "published"), [("pvt-v2-b2-li", 227.4), ("pvt-v2-b2", 290.7)])
 def test_gmacs_are_near_the_papers(variant: str, published: float) -> None:
-    """PVTv2, table 4; its counter took in a few additions as well."""
+    """Those of PVTv2, whose counter took in some additions as well."""
     assert PUBLISHED_DETECTORS[f"retinanet-{variant}"].gmacs_800x1280 == pytest.approx(published, rel=0.005)
 
 

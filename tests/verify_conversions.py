@@ -1,7 +1,8 @@
-"""All 30 published checkpoints through the commands, there and back: `make verify` writes conversion/verification.md.
+"""All 60 published checkpoints through the commands, there and back: `make verify` writes conversion/verification.md.
 
 Each checkpoint is drawn from the published keys (see `reference`), converted by one command, opened with the Auto
 class, compared with the recorded outputs of the published implementation, and exported to its original layout again.
+Of detectors these are the backbone's maps here; `test_detection_exactness` compares all the rest.
 """
 
 import argparse
@@ -11,18 +12,20 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import detector_keys
 import reference
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import AutoModelForImageClassification, AutoModelForObjectDetection, AutoModelForSemanticSegmentation
 
 import hf_pvt
-from hf_pvt import VARIANTS
+from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "conversion" / "verification.md"
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "retinanet", "mask-rcnn")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ def published_file(variant: str, task: str) -> tuple[str, dict[str, torch.Tensor
     name = variant.replace("-", "_")
     if task == "classification":
         return f"{name}.pth", reference.checkpoint(variant)
+    if task != "segmentation":
+        return f"{task}_{name}.pth", detector_keys.checkpoint(PUBLISHED_DETECTORS[f"{task}-{variant}"])
     return f"fpn_{name}.pth", reference.segmentation_checkpoint(variant)
 
 
@@ -58,10 +63,10 @@ def verify(variant: str, task: str, folder: Path, run: Callable[..., None] = run
     name, weights = published_file(variant, task)
     torch.save(weights if task == "classification" else {"meta": {}, "state_dict": weights}, folder / name)
     run("convert.py", folder / name, folder / "converted")
-    error = classification_error(variant, folder) if task == "classification" else segmentation_error(variant, folder)
+    error = ERRORS[task](variant, folder)
     run("export_original.py", folder / "converted", folder / "again.pth")
     again = torch.load(folder / "again.pth", weights_only=True)
-    again = again["state_dict"] if task == "segmentation" else again
+    again = again if task == "classification" else again["state_dict"]
     equal = weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
     return Result(variant, task, len(weights), error, equal)
 
@@ -84,11 +89,30 @@ def segmentation_error(variant: str, folder: Path) -> float:
         shape, samples = reference.segmentation_logits(variant, *size)
         assert tuple(logits.shape) == shape
         errors.append(reference.relative_error(reference.samples(logits, 2048), samples))
+    return max(*errors, features_error(variant, model))
+
+
+@torch.inference_mode()
+def detection_error(variant: str, folder: Path) -> float:
+    """Of the backbone's four maps; the weights have the names with which they were recorded in a segmenter."""
+    return features_error(variant, AutoModelForObjectDetection.from_pretrained(folder / "converted").backbone)
+
+
+def features_error(variant: str, model: Callable[..., Any]) -> float:
+    errors = []
     for size in reference.recorded_sizes(variant, "features"):
         maps = model(reference.image(*size), output_hidden_states=True).hidden_states
         for feature_map, (_, samples) in zip(maps, reference.features(variant, *size), strict=True):
             errors.append(reference.relative_error(reference.samples(feature_map), samples))
     return max(errors)
+
+
+ERRORS = {
+    "classification": classification_error,
+    "segmentation": segmentation_error,
+    "retinanet": detection_error,
+    "mask-rcnn": detection_error,
+}
 
 
 def table(results: list[Result]) -> str:
@@ -113,7 +137,8 @@ def main() -> None:
     TABLE.write_text(
         f"# All published checkpoints, there and back\n\nWritten by `make verify` (hf_pvt {hf_pvt.__version__}): "
         "`convert.py`, the Auto class, `export_original.py`. Weights are drawn from the published keys; errors are the "
-        "largest difference from the published implementation's outputs, relative to their scale (limit "
+        "largest difference from the published implementation's outputs (of detectors: the backbone's maps), relative to "
+        "their scale (limit "
         f"{reference.tolerance('pvt-tiny'):.0e}; {reference.tolerance('pvt-large'):.0e} for "
         f"{', '.join(reference.DEEPEST)}).\n\n{table(results)}",
         encoding="utf-8",

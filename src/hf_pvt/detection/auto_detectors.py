@@ -1,9 +1,10 @@
 """The one table of detectors: what `import hf_pvt` registers with Transformers' Auto classes."""
 
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.models.auto import modeling_auto
 
+from .image_processing_detection import PvtDetectionImageProcessor
 from .modeling_detector import Detector
 from .modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .modeling_retinanet import RetinaNetForObjectDetection
@@ -25,6 +26,9 @@ def register_detectors() -> None:
     """Tell the Auto classes of the detectors."""
     for model_type, detector in DETECTORS.items():
         AutoConfig.register(model_type, detector.config_class, exist_ok=True)
+        if not hasattr(AutoImageProcessor, "is_dummy"):  # as in older Transformers without torchvision
+            backends: dict[str, type] = {"torchvision": PvtDetectionImageProcessor}
+            AutoImageProcessor.register(detector.config_class, image_processor_classes=backends, exist_ok=True)
         for name in detector.auto_classes:
             getattr(transformers, name).register(detector.config_class, detector, exist_ok=True)
             # The key is no model type, or Transformers would look for the class in its own module of that type.

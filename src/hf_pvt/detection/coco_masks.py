@@ -23,9 +23,8 @@ def draw_mask(segmentation: Any, size: Size, where: str = "the annotation") -> N
             segmentation = coco_mask.frPyObjects(segmentation, *size)
         return coco_mask.decode(segmentation).astype(bool)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{where} has a segmentation that cannot be decoded to its {size[0]}x{size[1]} pixels."
-        ) from error
+        pixels = f"{size[0]}x{size[1]} pixels (height x width)"
+        raise ValueError(f"{where} has a segmentation that cannot be decoded to its image's {pixels}.") from error
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:

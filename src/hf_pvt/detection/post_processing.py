@@ -97,14 +97,14 @@ def _sizes(outputs: Any, target_sizes: Any) -> list[Size]:
 
 
 def _kept(outputs: Any, threshold: float, sizes: list[Size]) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """The detections of each image, and which of the model's they are (D,)."""
+    """The detections of each image, and which of the model's they are (D,); empty places have no area either."""
     results = []
     every = zip(outputs.pred_scores.float(), outputs.pred_labels, outputs.pred_boxes.float(), sizes, strict=True)
     for scores, labels, boxes, (height, width) in every:
         centre, extent = boxes.chunk(2, dim=-1)  # (D, 2)
         corners = torch.cat([centre - extent / 2, centre + extent / 2], dim=-1).clamp(0, 1)  # (D, 4)
         corners = corners * corners.new_tensor([width, height, width, height])
-        kept = (labels >= 0) & (scores > threshold) & (corners[:, 2:] > corners[:, :2]).all(dim=-1)
+        kept = (scores > threshold) & (corners[:, 2:] > corners[:, :2]).all(dim=-1)
         results.append(({"scores": scores[kept], "labels": labels[kept], "boxes": corners[kept]}, kept))
     return results
 
