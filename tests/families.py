@@ -1,10 +1,13 @@
 """The three families, and configurations of them that are small enough for tests."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, ResNetConfig, SwinConfig
 
 import hf_pvt
 
@@ -83,7 +86,49 @@ P2T = Family(
 FAMILIES = (PVT, PVT_V2, P2T)
 
 
-def perturb(model: nn.Module) -> None:
+@dataclass(frozen=True)
+class DetectorRow:
+    """The classes of a detector, and what its tiny configuration has beside `TINY_DETECTOR`."""
+
+    name: str
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def tiny_config(self, backbone_config: PreTrainedConfig, **overrides: Any) -> Any:
+        return self.config(backbone_config=backbone_config, **(TINY_DETECTOR | self.fields | overrides))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TINY_DETECTOR: dict[str, Any] = {"fpn_hidden_size": 32, "num_labels": 5}
+RETINANET = DetectorRow("retinanet", hf_pvt.RetinaNetConfig, hf_pvt.RetinaNetForObjectDetection)
+MASK_RCNN = DetectorRow(
+    "mask_rcnn", hf_pvt.MaskRcnnConfig, hf_pvt.MaskRcnnForInstanceSegmentation, {"box_hidden_size": 64}
+)
+FASTER_RCNN = DetectorRow("faster_rcnn", MASK_RCNN.config, MASK_RCNN.model, MASK_RCNN.fields | {"with_masks": False})
+DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN)
+
+# What a detector stands on: ours, and Transformers' own.
+BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
+    **{family.name: partial(family.tiny_config, depths=(1, 1, 1, 1)) for family in FAMILIES},
+    "resnet": partial(ResNetConfig, embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]),
+    "swin": partial(SwinConfig, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 2], window_size=4),
+}
+
+
+def tiny_detector(detector: DetectorRow, backbone: str = "pvt_v2", **overrides: Any) -> Any:
+    """Off its initial values and sure of something, so that there are detections."""
+    torch.manual_seed(0)
+    model = detector.model(detector.tiny_config(BACKBONES[backbone](), **overrides)).eval()
+    perturb(model, 0.05)
+    if detector is RETINANET:
+        model.bbox_head.retina_cls.bias.data.add_(3)
+    return model
+
+
+def perturb(model: nn.Module, scale: float = 0.1) -> None:
     """Move biases and norms off their zeros and ones, where a forgotten one would not show."""
     for parameter in model.parameters():
-        parameter.data.add_(0.1 * parameter.new_empty(parameter.shape).normal_())
+        parameter.data.add_(scale * parameter.new_empty(parameter.shape).normal_())

@@ -19,7 +19,7 @@ class IoUAssigner:
 
     Afterwards each box whose best overlap is at least `least` takes all anchors that tie for it, even from a better
     matching box; of several such boxes the last one. (torchvision gives these anchors back to *their* best box, and
-    knows no `least`.)
+    knows no `least`.) A box that overlaps nothing takes nothing; MMDetection gives it every anchor.
     """
 
     positive: float
@@ -35,7 +35,7 @@ class IoUAssigner:
         assigned[best < self.positive] = IGNORED
         assigned[best < self.negative] = NEGATIVE
         best_of_box = overlaps.max(dim=1, keepdim=True).values  # (n, 1)
-        ties = (overlaps == best_of_box) & (best_of_box >= self.least)
+        ties = (overlaps == best_of_box) & (best_of_box >= self.least) & (best_of_box > 0)
         order = torch.arange(1, len(boxes) + 1, device=boxes.device)[:, None]
         last = (ties * order).max(dim=0).values  # (A,), 0 where no box ties
         return torch.where(last > 0, last - 1, assigned)

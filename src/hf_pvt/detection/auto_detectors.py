@@ -18,6 +18,7 @@ DETECTORS: dict[str, type[Detector]] = {
 # Pipelines know models by these names alone, and warn of others.
 PIPELINE_NAMES = {
     "AutoModelForObjectDetection": modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    "AutoModelForImageSegmentation": modeling_auto.MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
     "AutoModelForInstanceSegmentation": modeling_auto.MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
 }
 
@@ -33,3 +34,6 @@ def register_detectors() -> None:
             getattr(transformers, name).register(detector.config_class, detector, exist_ok=True)
             # The key is no model type, or Transformers would look for the class in its own module of that type.
             PIPELINE_NAMES[name][f"hf_pvt:{model_type}"] = detector.__name__
+        if not hasattr(AutoImageProcessor, "is_dummy"):  # as in older Transformers without torchvision
+            backends: dict[str, type] = {"torchvision": PvtDetectionImageProcessor}
+            AutoImageProcessor.register(detector.config_class, image_processor_classes=backends, exist_ok=True)

@@ -38,6 +38,11 @@ class DetectorConfig(PreTrainedConfig):
         "initializer_range",
     )
     shares: ClassVar[tuple[str, ...]] = ("score_threshold", "nms_threshold")
+    # Pairs of overlaps: below the first an anchor is background, from the second on it is positive.
+    bounds: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    # What the Trainer does not gather over a whole evaluation: the raw outputs of all anchors.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict", "logits", "box_deltas"]
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = self._with_levels(as_config(self.backbone_config))
@@ -89,6 +94,12 @@ class DetectorConfig(PreTrainedConfig):
         for name in self.shares:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
+        for negative, positive in self.bounds:
+            if getattr(self, negative) > getattr(self, positive):
+                raise ValueError(
+                    f"`{negative}` must not exceed `{positive}`, got {getattr(self, negative)} and "
+                    f"{getattr(self, positive)}."
+                )
 
 
 def as_config(backbone: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

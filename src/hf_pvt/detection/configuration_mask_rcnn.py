@@ -1,5 +1,6 @@
 """Configuration of Mask R-CNN (arXiv 1703.06870) and, without masks, Faster R-CNN (arXiv 1506.01497)."""
 
+import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -89,6 +90,8 @@ class MaskRcnnConfig(DetectorConfig):
         "box_positive_iou",
     )
 
+    bounds: ClassVar[tuple[tuple[str, str], ...]] = (("rpn_negative_iou", "rpn_positive_iou"),)
+
     with_masks: bool = True
     rpn_positive_iou: float | int = 0.7
     rpn_negative_iou: float | int = 0.3
@@ -104,3 +107,13 @@ class MaskRcnnConfig(DetectorConfig):
     box_hidden_size: int = 1024
     mask_pool_size: int = 14
     num_mask_convs: int = 4
+
+    def validate_mask_rcnn(self) -> None:
+        """A stride for each of the backbone's maps and the pooled one, and four positive numbers to divide by."""
+        if len(self.strides) != self.backbone_levels + 1:
+            raise ValueError(
+                f"`strides` has {len(self.strides)} values, expected {self.backbone_levels} for the backbone's maps "
+                f"and one more: {list(self.strides)}."
+            )
+        if len(self.box_stds) != 4 or not all(0 < std < math.inf for std in self.box_stds):
+            raise ValueError(f"`box_stds` must be four positive numbers, got {list(self.box_stds)}.")

@@ -32,10 +32,9 @@ def valid_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[Size]:
     batch, _, height, width = pixel_values.shape
     if pixel_mask is None:
         return [(height, width)] * batch
-    if tuple(pixel_mask.shape) != (batch, height, width):
-        raise ValueError(
-            f"pixel_mask has shape {tuple(pixel_mask.shape)}, expected ({batch}, {height}, {width}) as pixel_values."
-        )
+    if not isinstance(pixel_mask, Tensor) or tuple(pixel_mask.shape) != (batch, height, width):
+        given = f"shape {tuple(pixel_mask.shape)}" if isinstance(pixel_mask, Tensor) else type(pixel_mask).__name__
+        raise ValueError(f"pixel_mask has {given}, expected a tensor ({batch}, {height}, {width}) as pixel_values.")
     mask = pixel_mask.bool()
     rows, columns = mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)  # (B,)
     corner = (torch.arange(height, device=mask.device) < rows[:, None])[:, :, None]
@@ -57,8 +56,8 @@ def ground_truth(
         ValueError: labels that do not fit; the message names the image and what is wrong.
     """
     batch, _, height, width = pixel_values.shape
-    if isinstance(labels, Mapping | Tensor) or len(labels) != batch:
-        given = type(labels).__name__ if isinstance(labels, Mapping | Tensor) else f"{len(labels)} dicts"
+    if not isinstance(labels, Sequence) or len(labels) != batch:
+        given = f"{len(labels)} dicts" if isinstance(labels, Sequence) else type(labels).__name__
         raise ValueError(
             f"labels must be a list of one dict for each of the {batch} images, with class_labels and boxes"
             f"{' and masks' if with_masks else ''}, got {given}."
@@ -66,20 +65,22 @@ def ground_truth(
     objects = []
     for index, (label, size) in enumerate(zip(labels, sizes, strict=True)):
         try:
-            needed = ("class_labels", "boxes", "masks") if with_masks else ("class_labels", "boxes")
-            missing = [name for name in needed if name not in label]
-            if missing:
-                raise ValueError(f"there is no {' and no '.join(missing)} in it, expected {', '.join(needed)}")
+            _check_names(label, ("class_labels", "boxes", "masks") if with_masks else ("class_labels", "boxes"))
             classes = _classes(label["class_labels"], num_labels).to(pixel_values.device)
-            boxes = _boxes(label["boxes"], len(classes)).to(pixel_values.device)
+            boxes = _boxes(label["boxes"], len(classes), size).to(pixel_values.device)
             masks = _masks(label["masks"], len(classes), (height, width)) if with_masks else None
         except ValueError as error:
             raise ValueError(f"labels of image {index}: {error}.") from error
-        x, y, box_width, box_height = (boxes * boxes.new_tensor((*size[::-1], *size[::-1]))).unbind(1)
-        corners = (x - box_width / 2, y - box_height / 2, x + box_width / 2, y + box_height / 2)
-        masks = None if masks is None else masks.to(pixel_values.device)
-        objects.append(GroundTruth(torch.stack(corners, dim=1), classes, masks))
+        objects.append(GroundTruth(boxes, classes, None if masks is None else masks.to(pixel_values.device)))
     return objects
+
+
+def _check_names(label: Any, needed: Sequence[str]) -> None:
+    if not isinstance(label, Mapping):
+        raise ValueError(f"they are {type(label).__name__}, expected a dict with {', '.join(needed)}")
+    missing = [name for name in needed if name not in label]
+    if missing:
+        raise ValueError(f"there is no {' and no '.join(missing)} in it, expected {', '.join(needed)}")
 
 
 def _classes(classes: Any, num_labels: int) -> Tensor:
@@ -93,7 +94,8 @@ def _classes(classes: Any, num_labels: int) -> Tensor:
     return classes
 
 
-def _boxes(boxes: Any, count: int) -> Tensor:
+def _boxes(boxes: Any, count: int, size: Size) -> Tensor:
+    """Corners in pixels (n, 4) of normalised boxes."""
     boxes = torch.as_tensor(boxes, dtype=torch.float32)
     if boxes.numel() == 0 and count == 0:
         return boxes.reshape(0, 4)
@@ -101,16 +103,20 @@ def _boxes(boxes: Any, count: int) -> Tensor:
         raise ValueError(f"boxes has shape {tuple(boxes.shape)}, expected ({count}, 4), one for each class label")
     if not bool(boxes.isfinite().all()):
         raise ValueError("boxes holds NaN or infinity, expected numbers in [0, 1]")
-    flat = boxes[(boxes[:, 2:] <= 0).any(dim=1)]
+    height, width = size
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    x, y, box_width, box_height = (boxes * boxes.new_tensor((width, height, width, height))).unbind(1)
+    corners = torch.stack((x - box_width / 2, y - box_height / 2, x + box_width / 2, y + box_height / 2), dim=1)
+    flat = boxes[(corners[:, 2:] <= corners[:, :2]).any(dim=1)]  # in pixels, where little may be rounded to nothing
     if len(flat):
         raise ValueError(f"the box {flat[0].tolist()} has no positive width and height; drop it")
-    outside = (boxes[:, :2] - boxes[:, 2:] / 2 < -TOLERANCE) | (boxes[:, :2] + boxes[:, 2:] / 2 > 1 + TOLERANCE)
+    outside = (centre - half < -TOLERANCE) | (centre + half > 1 + TOLERANCE)
     if bool(outside.any()):
         raise ValueError(
             f"the box {boxes[outside.any(dim=1)][0].tolist()} reaches outside the image, expected centre x, centre y, "
             "width and height as shares of the image's size inside its padding; clip it"
         )
-    return boxes
+    return corners
 
 
 def _masks(masks: Any, count: int, size: Size) -> Tensor:
@@ -122,4 +128,6 @@ def _masks(masks: Any, count: int, size: Size) -> Tensor:
             f"masks has shape {tuple(masks.shape)}, expected {(count, *size)}, one for each box at the size of "
             "pixel_values"
         )
+    if masks.dtype != torch.bool and bool(((masks != 0) & (masks != 1)).any()):
+        raise ValueError(f"masks holds {masks.min().item()} to {masks.max().item()}, expected 0 and 1 alone")
     return masks

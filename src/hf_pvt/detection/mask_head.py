@@ -47,6 +47,7 @@ def mask_targets(boxes: Tensor, masks: Tensor | None, learnt: Tensor, side: int)
     assert masks is not None
     if not len(boxes):
         return boxes.new_zeros((0, side, side))
+    objects, learnt = learnt.unique(return_inverse=True)  # of many masks only those in the sample become floats
     rois = torch.cat((learnt[:, None].to(boxes.dtype), boxes), dim=1)  # (n, 5)
-    cut = torchvision_ops.roi_align(masks[:, None].to(boxes.dtype), rois, side, sampling_ratio=0, aligned=True)
+    cut = torchvision_ops.roi_align(masks[objects, None].to(boxes.dtype), rois, side, sampling_ratio=0, aligned=True)
     return (cut[:, 0] >= 0.5).to(boxes.dtype)

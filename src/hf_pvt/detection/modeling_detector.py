@@ -73,6 +73,8 @@ class Detector(PreTrainedModel):
     input_modalities = ["image"]
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
+    # The losses count what is in their own batch: the Trainer has to average them over accumulated ones.
+    accepts_loss_kwargs = False
     # Those that open a saved detector.
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModelForObjectDetection",)
     _no_split_modules = ["PyramidBlock"]
@@ -87,7 +89,9 @@ class Detector(PreTrainedModel):
         self.num_labels = config.num_labels or 0
         if self.num_labels < 1:
             raise ValueError("a detector needs at least 1 label, got num_labels=0; the background is none.")
-        self.backbone = backbone_class(config.backbone_config)._from_config(config.backbone_config)
+        backbone = config.backbone_config
+        # In the type of neck and heads, whatever its own weights had when they were saved.
+        self.backbone = backbone_class(backbone)._from_config(backbone, dtype=torch.get_default_dtype())
         self.neck = self.build_neck(self.backbone.channels)
         self.build_heads()
         self.post_init()
@@ -108,9 +112,9 @@ class Detector(PreTrainedModel):
         settings["backbone_config"] = {name: value for name, value in theirs.items() if name not in NOT_OF_A_BACKBONE}
         assert cls.config_class is not None
         model: Self = cls(cls.config_class.from_dict(settings | fields))  # type: ignore[arg-type]
-        chosen: Any = model.config.backbone_config
-        model.backbone = backbone_class(chosen).from_pretrained(name_or_path, config=copy.deepcopy(chosen))
-        model.backbone.config = chosen  # that of this model, without the folder's name
+        chosen: Any = copy.deepcopy(model.config.backbone_config)
+        weights = type(model.backbone).from_pretrained(name_or_path, config=chosen).state_dict()
+        model.backbone.load_state_dict(weights)
         return model
 
     def build_neck(self, channels: Sequence[int]) -> FeaturePyramid:
@@ -168,8 +172,12 @@ class Detector(PreTrainedModel):
             hidden_states=features.hidden_states,
             attentions=features.attentions,
         )
-        if torch.compiler.is_exporting():
-            return output  # what follows depends on values; `logits` and `box_deltas` are what a file can hold
+        if torch.compiler.is_exporting():  # what follows depends on values; a file can hold the raw outputs
+            if output.logits is None:
+                raise NotImplementedError(
+                    f"{type(self).__name__} cannot be exported: its second stage depends on the proposals of the first."
+                )
+            return output
         self.complete(output, levels, predictions, pixel_values, pixel_mask, labels)
         return output
 

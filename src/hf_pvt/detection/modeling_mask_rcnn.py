@@ -46,7 +46,8 @@ class MaskRcnnForInstanceSegmentation(Detector):
 
     config: MaskRcnnConfig
     config_class = MaskRcnnConfig
-    auto_classes = ("AutoModelForInstanceSegmentation", "AutoModelForObjectDetection")
+    # The segmentation pipeline opens a folder by the last one.
+    auto_classes = ("AutoModelForInstanceSegmentation", "AutoModelForObjectDetection", "AutoModelForImageSegmentation")
 
     def build_neck(self, channels: Sequence[int]) -> PooledNeck:
         return PooledNeck(channels, self.config.fpn_hidden_size)
