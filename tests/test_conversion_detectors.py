@@ -34,7 +34,7 @@ def detector(family: Family, model_type: str, **overrides: Any) -> PreTrainedMod
     """A tiny one that finds something everywhere."""
     model = tiny(family, model_type, **overrides)
     if model_type == "retinanet":
-        model.bbox_head.retina_cls.bias.data.zero_()
+        model.bbox_head.retina_cls.bias.data[0] = 0
     return model
 
 

@@ -27,9 +27,6 @@ def register_detectors() -> None:
     """Tell the Auto classes of the detectors."""
     for model_type, detector in DETECTORS.items():
         AutoConfig.register(model_type, detector.config_class, exist_ok=True)
-        if not hasattr(AutoImageProcessor, "is_dummy"):  # as in older Transformers without torchvision
-            backends: dict[str, type] = {"torchvision": PvtDetectionImageProcessor}
-            AutoImageProcessor.register(detector.config_class, image_processor_classes=backends, exist_ok=True)
         for name in detector.auto_classes:
             getattr(transformers, name).register(detector.config_class, detector, exist_ok=True)
             # The key is no model type, or Transformers would look for the class in its own module of that type.
