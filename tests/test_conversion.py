@@ -501,8 +501,8 @@ def test_folders_that_are_refused(problem: str, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     message = failure(folder, tmp_path / "converted")
     expected = {
-        "another model": "holds a model of class ViTModel, expected one of: P2tBackbone",
-        "another class": "holds a model of class PvtV2ForDreams, expected one of: P2tBackbone",
+        "another model": "holds a model of class ViTModel, expected one of: MaskRcnnForInstanceSegmentation",
+        "another class": "holds a model of class PvtV2ForDreams, expected one of: MaskRcnnForInstanceSegmentation",
         "missing weights": "missing keys: classifier.bias, classifier.weight",
         "damaged weights": "a safetensors file is damaged",
     }
