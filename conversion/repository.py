@@ -138,7 +138,8 @@ def image_processor(source: Source, task: str, benchmark: bool) -> BaseImageProc
     if source.processor is not None and not benchmark:
         return source.processor
     if task == "segmentation":
-        return hf_pvt.segmentation_image_processor(do_reduce_labels=benchmark)
+        published = getattr(source.processor, "published_resampling", benchmark)
+        return hf_pvt.segmentation_image_processor(do_reduce_labels=benchmark, published_resampling=published)
     if isinstance(source.model, Detector):
         category_ids = hf_pvt.coco_category_ids() if benchmark else None
         return hf_pvt.detection_image_processor(

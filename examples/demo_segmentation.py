@@ -132,7 +132,7 @@ def enlarged(label_map: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("out/demo"))
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=1200)
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -156,6 +156,7 @@ def main() -> None:
     for image, labels in held_out:
         predictions.append(label_map_of(segmenter(Image.fromarray(image)), labels.shape))
         metric.add(prediction=predictions[-1], reference=labels)
+    Image.fromarray(held_out[0][0]).save(arguments.output_dir / "scene.png")
     picture = arguments.output_dir / "segmentation.png"
     draw(held_out, predictions, picture)
     mean_iou = metric.compute()["mean_iou"]

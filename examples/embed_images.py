@@ -1,14 +1,15 @@
 """Embeddings, class predictions or label maps of millions of images, as parquet shards.
 
-    accelerate launch examples/embed_images.py --model_name_or_path me/pvt-v2-b2 --input_dir photos --output_dir out/e
+    python examples/embed_images.py --model_name_or_path me/pvt-v2-b2 --input_dir photos --output_dir out/e
 
     torchrun --nproc_per_node 8 examples/embed_images.py --model_name_or_path me/p2t-small-ade20k --output masks \
         --input_files "shards/*.tar" --output_dir out/masks --on_bad_image skip --bf16
 
 Input is a tree of images, parquet files, WebDataset shards, or a data set of the Hub; nothing is copied to the disk. It
 is cut into units: files of a tree by `--unit_size`, everything else as it is sharded. A unit becomes one shard,
-`part-<unit>-of-<units>.parquet`, which is whole or not there. So a run that was interrupted continues where it stopped
-when it is started again, and processes need not speak to each other: of N processes each takes every N-th unit.
+`part-<unit>-of-<units>.parquet`, which is whole or not there; examples/README.md lists its columns. So a run that was
+interrupted continues where it stopped when it is started again, and processes need not speak to each other: of N
+processes each takes every N-th unit.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ from training import sources
 from training.arguments import DataArguments, flag, parse
 from training.images import BadImageError, decode_image
 from training.launch import lost_processes, parent_command_lines, run_main
+from training.whole_files import MaskFiles, unfinished, write_whole
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -43,11 +45,15 @@ from transformers import (
 )
 
 import hf_pvt
+from hf_pvt.image_inputs import image_size
+from hf_pvt.image_processing_pvt import channels_of
 
 # A row of a source: the image's file, its key in the output, its name in messages.
 Row = tuple[Any, str, str]
 Columns = dict[str, list[Any]]
 BATCHES_AHEAD = 2
+# In the output's folder; like `_job.json`, what begins so is passed over by readers of a folder of parquet files.
+MASKS = Path("_masks")
 
 
 @dataclass
@@ -56,6 +62,7 @@ class Arguments:
 
     model_name_or_path: str | None = flag("A Hub id, a folder, or a published .pth or .safetensors file.")
     output: Literal["embeddings", "predictions", "masks"] = flag("What to compute.", "embeddings")
+    masks_as_files: bool = flag("Label maps become PNG files in _masks/, and the shards name them.", False)
     output_dir: str = flag("Shards go here.", "out/embeddings")
     input_dir: str | None = flag("A folder of images, at any depth.")
     input_files: list[str] | None = flag("Parquet files or WebDataset shards (.tar); quoted * are expanded.")
@@ -81,6 +88,7 @@ class Source:
     units: int
     rows: Callable[[int], Iterable[Row]]
     identity: dict[str, Any] = field(default_factory=dict)
+    one_tree: bool = False  # keys are unique in all units, as paths are
 
 
 def open_source(arguments: Arguments) -> Source:
@@ -89,7 +97,7 @@ def open_source(arguments: Arguments) -> Source:
     if len(given) != 1:
         raise ValueError(f"got {' and '.join(given) or 'no input'}; give one of input_dir, input_files, dataset_name.")
     if arguments.input_dir:
-        return folder_source(Path(arguments.input_dir), arguments.unit_size)
+        return folder_source(Path(arguments.input_dir), arguments.unit_size, arguments.masks_as_files)
     data = DataArguments(
         dataset_name=arguments.dataset_name,
         dataset_config_name=arguments.dataset_config_name,
@@ -113,18 +121,26 @@ def open_source(arguments: Arguments) -> Source:
     return Source(units, rows, named)
 
 
-def folder_source(root: Path, unit_size: int) -> Source:
-    """The files of a tree but hidden ones, in the order of their names."""
+def folder_source(root: Path, unit_size: int, masks_as_files: bool = False) -> Source:
+    """The files of a tree but hidden ones, in the order of their names.
+
+    Raises FileNotFoundError where there is none, ValueError where the masks of two would be the same file.
+    """
     files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name[0] != ".")
     if not files:
         raise FileNotFoundError(f"there is no file in {root}.")
+    if masks_as_files:
+        masks = MaskFiles(root, Path())
+        for file in files:
+            masks.name(file)
 
     def rows(unit: int) -> Iterator[Row]:
         for name in files[unit * unit_size : (unit + 1) * unit_size]:
             yield root / name, name, str(root / name)
 
     digest = hashlib.sha256("\0".join(files).encode()).hexdigest()
-    return Source(-(-len(files) // unit_size), rows, {"files": len(files), "names": digest, "unit_size": unit_size})
+    identity = {"files": len(files), "names": digest, "unit_size": unit_size}
+    return Source(-(-len(files) // unit_size), rows, identity, one_tree=True)
 
 
 class Embedder:
@@ -140,6 +156,7 @@ class Embedder:
         # Of a Hub id without one, from_pretrained says so.
         has_processor = Path(path, "preprocessor_config.json").is_file() or not Path(path).exists()
         self.processor = AutoImageProcessor.from_pretrained(path) if has_processor else self.published_processor()
+        self.channels = channels_of(self.processor.image_mean, self.processor.image_std)
         self.device, self.bf16, self.top_k = device, arguments.bf16, min(arguments.top_k, model.config.num_labels)
 
     def open(self, path: str) -> PreTrainedModel:
@@ -162,8 +179,8 @@ class Embedder:
     def schema(self) -> dict[str, pa.DataType]:
         return {"embedding": pa.list_(pa.float32(), self.model.config.hidden_sizes[-1])}
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """One image, (3, H, W)."""
+    def prepare(self, image: Any) -> Tensor:
+        """One image, (C, H, W)."""
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
 
     def __call__(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> Columns:
@@ -173,7 +190,7 @@ class Embedder:
             return self.columns(pixel_values, sizes)
 
     def columns(self, pixel_values: Tensor, sizes: list[tuple[int, int]]) -> Columns:
-        features = self.model.pool(self.model.base_model(pixel_values).last_hidden_state)  # (B, C)
+        features = self.model.base_model(pixel_values).pooler_output  # (B, C)
         return {"embedding": list(features.float().cpu().numpy())}
 
 
@@ -201,7 +218,7 @@ class Segmenter(Embedder):
     auto_class = AutoModelForSemanticSegmentation
 
     def published_processor(self) -> Any:
-        return hf_pvt.segmentation_image_processor()
+        return hf_pvt.segmentation_image_processor(published_resampling=True)
 
     def schema(self) -> dict[str, pa.DataType]:
         return {"mask": pa.binary()}
@@ -228,26 +245,51 @@ def png(labels: Tensor) -> bytes:
     return file.getvalue()
 
 
+class FileSegmenter(Segmenter):
+    """Label maps as PNG files of their own."""
+
+    def schema(self) -> dict[str, pa.DataType]:
+        return {"mask_file": pa.string()}
+
+
 OUTPUTS: dict[str, type[Embedder]] = {cls.output: cls for cls in (Embedder, Predictor, Segmenter)}
 
 
-def write_shard(path: Path, rows: Iterable[Row], compute: Embedder, arguments: Arguments) -> Iterator[int]:
+def embedder_class(arguments: Arguments) -> type[Embedder]:
+    """Raises ValueError for files of what is no mask."""
+    if not arguments.masks_as_files:
+        return OUTPUTS[arguments.output]
+    if arguments.output != "masks":
+        raise ValueError(f"--masks_as_files needs --output masks, not {arguments.output}.")
+    return FileSegmenter
+
+
+def write_shard(
+    path: Path, rows: Iterable[Row], compute: Embedder, arguments: Arguments, masks: MaskFiles | None = None
+) -> Iterator[int]:
     """One unit's shard, batch by batch; gives the number of images of each. Bad ones are in the file's metadata.
 
     Raises BadImageError, unless they are skipped. What is half-written is removed.
+
+    Args:
+        masks: where label maps go, to be named in the shard.
     """
-    aside = path.with_suffix(".incomplete")
+    aside = unfinished(path)
     schema = pa.schema({"key": pa.string()} | compute.schema())
     bad: dict[str, str] = {}
     try:
         with pq.ParquetWriter(aside, schema) as writer:
             for keys, images, sizes in batches(rows, compute, arguments, bad):
-                writer.write_table(pa.table({"key": keys} | compute(images, sizes), schema))
+                columns = compute(images, sizes)
+                if masks is not None:
+                    columns = {"mask_file": masks.write(keys, columns["mask"])}
+                writer.write_table(pa.table({"key": keys} | columns, schema))
                 yield len(keys)
             writer.add_key_value_metadata({"bad_images": json.dumps(bad)})
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        aside.rename(path)
+        if not path.is_file():  # another run may have been faster, and have tidied up
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+            aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -260,12 +302,12 @@ def batches(
     def load(row: Row) -> tuple[str, Tensor, tuple[int, int]] | BadImageError:
         source, key, name = row
         try:
-            image = decode_image(source, name)
+            image = decode_image(source, name, compute.channels)
         except BadImageError as error:
             if arguments.on_bad_image == "error":
                 raise
             return error
-        return key, compute.prepare(image), (image.height, image.width)
+        return key, compute.prepare(image), image_size(image)
 
     with ThreadPoolExecutor(max(1, arguments.num_workers)) as pool:
         remaining = iter(rows)
@@ -301,16 +343,11 @@ def check_same_job(output_dir: Path, job: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.incomplete")  # all processes may write the same at once
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def summarise(shards: list[Path]) -> None:
-    """`_bad_images.json` of all shards, by the process that finds them complete.
-
-    Readers of a folder of parquet files pass over names with an underscore.
-    """
+    """`_bad_images.json` of all shards, by the process that finds them complete."""
     if not all(shard.is_file() for shard in shards):
         return
     files = [pq.ParquetFile(shard) for shard in shards]
@@ -318,6 +355,8 @@ def summarise(shards: list[Path]) -> None:
     for file in files:
         bad |= json.loads(file.metadata.metadata[b"bad_images"])
     write_json(shards[0].with_name("_bad_images.json"), bad)
+    for left in shards[0].parent.glob("part-*.incomplete"):  # by runs that were killed
+        left.unlink(missing_ok=True)
     tqdm.write(f"{sum(file.metadata.num_rows for file in files):,} images are done, {len(bad):,} bad ones were skipped")
     for name, reason in bad.items():
         tqdm.write(f"  {name} {reason}")
@@ -334,18 +373,19 @@ def main() -> None:
     if problem:
         tqdm.write(f"warning: {problem}")
     source = open_source(arguments)
-    compute = OUTPUTS[arguments.output](arguments, device)
+    compute = embedder_class(arguments)(arguments, device)
     output_dir = Path(arguments.output_dir)
-    settings = {
-        name: getattr(arguments, name) for name in ("model_name_or_path", "output", "top_k", "batch_size", "bf16")
-    }
+    names = ("model_name_or_path", "output", "masks_as_files", "top_k", "batch_size", "bf16")
+    settings = {name: getattr(arguments, name) for name in names}
     check_same_job(output_dir, settings | {"units": source.units, "source": source.identity})
     shards = [output_dir / f"part-{unit:05d}-of-{source.units:05d}.parquet" for unit in range(source.units)]
     missing = [unit for unit in range(process, source.units, processes) if not shards[unit].is_file()]
     bar = tqdm(missing, desc=f"process {process}", unit="shard", disable=local != 0)
     images, started = 0, time.perf_counter()
     for unit in bar:
-        for count in write_shard(shards[unit], source.rows(unit), compute, arguments):
+        folder = MASKS if source.one_tree else MASKS / f"{unit:05d}"
+        masks = MaskFiles(output_dir, folder) if arguments.masks_as_files else None
+        for count in write_shard(shards[unit], source.rows(unit), compute, arguments, masks):
             images += count
             bar.set_postfix(images_s=f"{images / (time.perf_counter() - started):.0f}")
     summarise(shards)

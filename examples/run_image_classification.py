@@ -1,15 +1,15 @@
 """Train or fine-tune PVT, PVTv2 or P2T for image classification, from a laptop to many nodes.
 
-    accelerate launch examples/run_image_classification.py --train_dir photos --train_val_split 0.1 \
+    python examples/run_image_classification.py --train_dir photos --train_val_split 0.1 \
         --model_name_or_path me/pvt-v2-b2 --output_dir out/photos
 
     accelerate launch --multi_gpu examples/run_image_classification.py --recipe pvt-imagenet --from_scratch pvt-v2-b2 \
         --train_dir imagenet/train --validation_dir imagenet/val --per_device_train_batch_size 128 \
         --checkpointing_steps epoch --checkpoints_total_limit 2 --resume
 
-Data: class folders, a data set of the Hub, parquet files or WebDataset shards. Out come `output_dir/model`, which
-`from_pretrained` opens, and `output_dir/results.json`. `--help` lists the flags, `training/` holds what they share with
-semantic segmentation, examples/README.md is the guide.
+Data: class folders, a CSV file image,label[,split] or a folder's metadata.csv, a data set of the Hub, parquet files or
+WebDataset shards. Out come `output_dir/model`, which `from_pretrained` opens, and `output_dir/results.json`. `--help`
+lists the flags, `training/` holds what they share with semantic segmentation, examples/README.md is the guide.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,22 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
-from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.arguments import (
+    UNDECAYED,
+    DataArguments,
+    OptimizationArguments,
+    RunArguments,
+    check,
+    fill,
+    flag,
+    leave_colours,
+    parse,
+    statistics,
+)
 from training.augmentation import BICUBIC, Mixing, RandAugment
 from training.feed import Feed
 from training.images import decode_image
-from training.labelled_images import Example, Labels, open_images
+from training.labelled_images import Example, Labels, check_classes, open_images
 from training.launch import run_main, start
 from training.loop import Loop
 from training.models import open_model
@@ -37,35 +48,42 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
+from hf_pvt.image_processing_pvt import channels_of
 from hf_pvt.metrics import TopKAccuracy
 
 logger = get_logger(__name__)
 
+# The rate of the published runs changes after each epoch, so that their epochs 0 and 1 both run at 1e-6; ours changes
+# with each step.
+PUBLISHED: dict[str, Any] = {
+    "num_train_epochs": 300.0,
+    "learning_rate_at_512": 5e-4,
+    "weight_decay": 0.05,
+    "without_decay": ["vectors", "cls_token"],  # so PVT's position embeddings decay
+    "warmup_learning_rate": 1e-6,
+    "final_learning_rate": 1e-5,
+    "label_smoothing": 0.1,
+    "crop_scale": 0.08,
+    "horizontal_flip": 0.5,
+    "rand_augment": 9.0,
+    "color_jitter": 0.4,
+    "random_erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "repeated_augmentation": 3,
+}
 # What the flags are that are not given.
 RECIPES: dict[str, dict[str, Any]] = {
-    # PVT, section 5.1, PVTv2, section 4.1, P2T, section 4.1: DeiT's (arXiv 2012.12877), with warm-up from 1e-6 to 1e-5.
-    "pvt-imagenet": {
-        "num_train_epochs": 300.0,
-        "learning_rate_at_512": 5e-4,
-        "weight_decay": 0.05,
-        "warmup_epochs": 5.0,
-        "warmup_learning_rate": 1e-6,
-        "final_learning_rate": 1e-5,
-        "label_smoothing": 0.1,
-        "crop_scale": 0.08,
-        "horizontal_flip": 0.5,
-        "rand_augment": 9.0,
-        "color_jitter": 0.4,
-        "random_erasing": 0.25,
-        "mixup": 0.8,
-        "cutmix": 1.0,
-        "repeated_augmentation": 3,
-    },
+    # PVT, section 5.1, and PVTv2, section 4.1: DeiT's (arXiv 2012.12877), with warm-up from 1e-6 to 1e-5.
+    "pvt-imagenet": PUBLISHED | {"warmup_epochs": 5.0},
+    # P2T, section 4.1: a longer warm-up, and no clipping in the large variants either.
+    "p2t-imagenet": PUBLISHED | {"warmup_epochs": 20.0},
     # Ours, for small data sets: what was learnt before moves slowly, and images stay what they are.
     "finetune": {
         "num_train_epochs": 30.0,
         "learning_rate_at_512": 1e-3,
         "weight_decay": 0.05,
+        "without_decay": [*UNDECAYED],
         "layer_decay": 0.9,
         "warmup_epochs": 3.0,
         "warmup_learning_rate": 0.0,
@@ -81,7 +99,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "repeated_augmentation": 1,
     },
 }
-# The published gradient clip, of the large variants: those with this drop path and more.
+# Flags whose augmentation moves colours.
+COLOURS = ("rand_augment", "color_jitter")
+# The published gradient clip of PVT's and PVTv2's large variants: those with this drop path and more.
 LARGE_DROP_PATH, LARGE_GRAD_NORM = 0.3, 1.0
 
 
@@ -89,7 +109,9 @@ LARGE_DROP_PATH, LARGE_GRAD_NORM = 0.3, 1.0
 class ClassificationArguments:
     """Model, labels and augmentation. What is None is the recipe's."""
 
-    recipe: Literal["finetune", "pvt-imagenet"] = flag("Values of the flags that are not given.", "finetune")
+    recipe: Literal["finetune", "pvt-imagenet", "p2t-imagenet"] = flag(
+        "Values of the flags that are not given.", "finetune"
+    )
     model_name_or_path: str | None = flag("Where to start: a Hub id, a folder, a published .pth or .safetensors.")
     from_scratch: str | None = flag("Start from random weights: a variant such as pvt-v2-b0, or a configuration.")
     keep_classifier: bool = flag("The checkpoint's labels are the data's, under other names.", False)
@@ -112,10 +134,11 @@ class ClassificationArguments:
 
 
 class TrainingView:
-    """An image, cropped, flipped and augmented by chance: `pixel_values` (3, size, size), normalised, and `labels`."""
+    """An image, cropped, flipped and augmented by chance: `pixel_values` (C, size, size), normalised, and `labels`."""
 
     def __init__(self, task: ClassificationArguments, processor: BaseImageProcessor) -> None:
         jitter = task.color_jitter
+        self.channels = channels_of(processor.image_mean, processor.image_std)
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(task.image_size, scale=(task.crop_scale, 1.0), interpolation=BICUBIC),
@@ -131,18 +154,22 @@ class TrainingView:
 
     def __call__(self, example: Example) -> Sample:
         source, name, label = example
-        return {"pixel_values": self.transform(decode_image(source, name)), "labels": label}
+        image = decode_image(source, name, self.channels)
+        if self.channels != 3:
+            image = torch.from_numpy(image).movedim(2, 0)  # (C, H, W)
+        return {"pixel_values": self.transform(image), "labels": label}
 
 
 class EvaluationView:
     """An image as the published evaluation sees it, which is as the saved processor will."""
 
     def __init__(self, processor: BaseImageProcessor) -> None:
-        self.processor = processor
+        self.processor, self.channels = processor, channels_of(processor.image_mean, processor.image_std)
 
     def __call__(self, example: Example) -> Sample:
         source, name, label = example
-        pixel_values = self.processor(decode_image(source, name), return_tensors="pt")["pixel_values"][0]
+        image = decode_image(source, name, self.channels)
+        pixel_values = self.processor(image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixel_values, "labels": label}
 
 
@@ -160,14 +187,20 @@ class Classification:
         logits = model(pixel_values=pixel_values).logits.float()  # (B, num_labels)
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
+    def shares(self, batches: Sequence[Sample]) -> Iterable[float]:
+        """All batches have as many images."""
+        return [1.0] * len(batches)
+
     def count(self, model: nn.Module, batch: Sample) -> Any:
         logits, counted = model(pixel_values=batch["pixel_values"]).logits, batch["counted"]
         return self.metric.count(logits[counted], batch["labels"][counted])
 
 
-def classifier(task: ClassificationArguments, labels: Labels, seed: int) -> PreTrainedModel:
+def classifier(
+    task: ClassificationArguments, labels: Labels, seed: int, num_channels: int | None = None
+) -> PreTrainedModel:
     """The model to train. A PVT from scratch has its position embeddings for our images' size."""
-    fields: dict[str, Any] = {"drop_path_rate": task.drop_path_rate}
+    fields: dict[str, Any] = {"drop_path_rate": task.drop_path_rate, "num_channels": num_channels}
     if task.from_scratch in hf_pvt.VARIANTS and hf_pvt.VARIANTS[task.from_scratch].model_type == "pvt":
         fields["image_size"] = task.image_size
     start, scratch = task.model_name_or_path, task.from_scratch
@@ -190,6 +223,7 @@ def schedule_of(
 def main(argv: Sequence[str] | None = None) -> None:
     classes = (DataArguments, OptimizationArguments, RunArguments, ClassificationArguments)
     data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
+    colours = [name for name in COLOURS if getattr(task, name)]
     fill(groups, RECIPES[task.recipe])
     check(optimization, run)
     accelerator = start(optimization, run)
@@ -198,12 +232,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     training, validation, labels = open_images(
         data, task.label_column, task.label_names, derived_seed(seed, Purpose.SPLIT)
     )
+    check_classes(labels, training)
     feed = Feed(accelerator, data, run, seed)
     order = feed.order(training, task.repeated_augmentation)
     steps_per_epoch = None if order is None else order.steps_per_epoch
     schedule = schedule_of(task, optimization, steps_per_epoch, feed.global_batch)
-    processor = hf_pvt.classification_image_processor(task.image_size)
-    model = classifier(task, labels, seed)
+    model = classifier(task, labels, seed, data.num_channels)
+    channels = model.config.num_channels
+    leave_colours(task, COLOURS, colours, channels)
+    processor = hf_pvt.classification_image_processor(task.image_size, channels, **statistics(data, channels))
     if task.recipe == "pvt-imagenet" and optimization.max_grad_norm is None:
         large = model.config.drop_path_rate >= LARGE_DROP_PATH
         optimization.max_grad_norm = LARGE_GRAD_NORM if large else None

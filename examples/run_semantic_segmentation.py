@@ -1,6 +1,6 @@
 """Train or fine-tune PVT, PVTv2 or P2T with a Semantic FPN for semantic segmentation, from a laptop to many nodes.
 
-    accelerate launch examples/run_semantic_segmentation.py --train_dir polyps --train_val_split 0.1 \
+    python examples/run_semantic_segmentation.py --train_dir polyps --train_val_split 0.1 \
         --model_name_or_path me/pvt-v2-b2 --output_dir out/polyps
 
     accelerate launch --multi_gpu examples/run_semantic_segmentation.py --recipe ade20k --labels ade20k \
@@ -15,7 +15,6 @@ classification, examples/README.md is the guide.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,22 +22,36 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from training.arguments import DataArguments, OptimizationArguments, RunArguments, check, fill, flag, parse
+from training.arguments import (
+    UNDECAYED,
+    DataArguments,
+    OptimizationArguments,
+    RunArguments,
+    check,
+    fill,
+    flag,
+    leave_colours,
+    parse,
+    statistics,
+)
 from training.feed import Feed
-from training.label_maps import IGNORED, Decoder, Example, label_names, open_label_maps
+from training.label_maps import Decoder, Example, open_label_maps
+from training.label_values import LabelValues, open_label_values
 from training.launch import run_main, start
 from training.loop import Loop
+from training.mask_census import check_masks, some
 from training.models import open_model
 from training.optimization import Schedule, run_length
 from training.order import Purpose, derived_seed
+from training.overlays import Overlays
 from training.results import finish, start_name
 from training.samples import Sample
 from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.image_processing_pvt import most_likely_labels, nearest
+from hf_pvt.image_processing_pvt import most_likely_labels
 from hf_pvt.metrics import MeanIoU
 
 # What the flags are that are not given.
@@ -48,25 +61,33 @@ RECIPES: dict[str, dict[str, Any]] = {
         "max_steps": 80_000,
         "learning_rate_at_16": 1e-4,
         "weight_decay": 1e-4,
+        "without_decay": ["none"],  # norms, biases and position embeddings decay, too
         "warmup_steps": 0,
         "scale_lowest": 0.5,
         "scale_highest": 2.0,
         "horizontal_flip": 0.5,
         "photometric_distortion": 1.0,
+        "published_resampling": True,
     },
     # Ours, for small data sets: what was learnt before moves slowly, and the decoder has time to catch up.
     "finetune": {
         "num_train_epochs": 50.0,
         "learning_rate_at_16": 2e-4,
         "weight_decay": 0.01,
+        "without_decay": [*UNDECAYED],
         "layer_decay": 0.9,
         "warmup_epochs": 2.0,
         "scale_lowest": 0.5,
         "scale_highest": 2.0,
         "horizontal_flip": 0.5,
         "photometric_distortion": 0.5,
+        "published_resampling": False,
     },
 }
+# The published gradient clip on ADE20K, of this variant alone.
+CLIPPED, CLIPPED_GRAD_NORM = hf_pvt.VARIANTS["p2t-large"], 35.0
+# Flags whose augmentation moves colours.
+COLOURS = ("photometric_distortion",)
 
 
 @dataclass
@@ -79,11 +100,13 @@ class SegmentationArguments:
         "Start from random weights: a variant such as pvt-v2-b0, or a folder's config.json."
     )
     mask_column: str | None = flag('Column of the label maps; default: "annotation", "mask", "label", ...')
-    labels: str | None = flag('A JSON file {"0": name, ...}, or "ade20k"; default: labels.json beside the data.')
+    labels: str | None = flag(
+        'A JSON file {"<pixel value>": name, ...}, or "ade20k"; default: labels.json beside the data.'
+    )
     reduce_labels: bool = flag("Label 0 is no label, the others shift down by one, as in ADE20K.", False)
     shorter_side: int = flag("Pixels to which the shorter side is scaled, in training times a random factor.", 512)
     longer_side: int = flag("The longer side stays below this, times the same factor.", 2048)
-    crop_size: int = flag("Side of the training images in pixels.", 512)
+    crop_size: int | None = flag("Side of the training images in pixels; default: --shorter_side.")
     largest_share: float = flag("A crop is drawn anew where one label fills more than this.", 0.75)
     learning_rate_at_16: float | None = flag("Without --learning_rate: this times the global batch / 16.")
     drop_path_rate: float | None = flag("Stochastic depth; default: the model's own.")
@@ -91,17 +114,20 @@ class SegmentationArguments:
     scale_highest: float | None = flag("Largest random factor of the size.")
     horizontal_flip: float | None = flag("Probability to mirror an image.")
     photometric_distortion: float | None = flag("Probability to distort brightness, contrast, saturation and hue.")
+    published_resampling: bool | None = flag("Resize as OpenCV, without antialiasing, as the published runs did.")
     sliding_window: int | None = flag("Evaluate images at their own size through a window of so many pixels.")
     overlays: int = flag("Pictures of predictions that each evaluation writes.", 4)
 
 
 class TrainingView:
-    """An image and its labels, scaled, cropped, flipped and distorted by chance: (3, crop, crop) and (crop, crop)."""
+    """An image and its labels, scaled, cropped, flipped and distorted by chance: (C, crop, crop) and (crop, crop)."""
 
     def __init__(self, task: SegmentationArguments, decode: Decoder, processor: BaseImageProcessor) -> None:
         self.task, self.decode = task, decode
-        self.scale = RandomScale(task.shorter_side, task.longer_side, task.scale_lowest, task.scale_highest)
-        self.crop = RandomCrop(task.crop_size, task.largest_share)
+        self.scale = RandomScale(
+            task.shorter_side, task.longer_side, task.scale_lowest, task.scale_highest, processor.published_resampling
+        )
+        self.crop = RandomCrop(task.crop_size, task.largest_share, decode.labels.ignored)
         self.distort = PhotometricDistortion()
         self.normalise = v2.Compose(
             [
@@ -117,8 +143,10 @@ class TrainingView:
             image, labels = flip(image, labels)
         if chance(self.task.photometric_distortion):
             image = self.distort(image)
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image).movedim(2, 0)  # (C, h, w)
         targets = torch.from_numpy(np.ascontiguousarray(labels))
-        pixel_values, targets = pad(self.normalise(image), targets, self.task.crop_size)
+        pixel_values, targets = pad(self.normalise(image), targets, self.task.crop_size, self.decode.labels.ignored)
         return {"pixel_values": pixel_values, "labels": targets}
 
 
@@ -141,20 +169,28 @@ class Segmentation:
         self,
         accelerator: Accelerator,
         task: SegmentationArguments,
-        names: Sequence[str],
+        labels: LabelValues,
         processor: BaseImageProcessor,
         validation: Iterable[Sample] | None,
     ) -> None:
-        self.accelerator, self.task, self.names, self.processor = accelerator, task, names, processor
-        self.metric = MeanIoU(len(names), ignore_index=IGNORED)
+        self.accelerator, self.task, self.labels = accelerator, task, labels
+        self.metric = MeanIoU(len(labels.names), labels.ignored)
         self.validation = validation
-        self.shown: list[tuple[Tensor, Tensor, Tensor]] = []  # pixel values, predicted labels, labels
+        self.overlays = Overlays(labels, processor, task.overlays)
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
-        """The mean over the labelled pixels of all processes, of which each adds its part."""
-        loss = model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
-        labelled = (batch["labels"] != IGNORED).sum().float()
-        return loss * labelled / self.accelerator.reduce(labelled, "mean").clamp(min=1)
+        """The mean over the labelled pixels of a batch."""
+        return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+
+    def shares(self, batches: Sequence[Sample]) -> Tensor:
+        """By labelled pixels, so that a step's loss is the mean over all of its pixels, however they are divided.
+
+        Batch norm still sees one batch of all processes at a time, so accumulation is not the joint batch.
+        """
+        labelled = torch.stack([(batch["labels"] != self.labels.ignored).sum() for batch in batches]).float()
+        labelled = labelled.to(self.accelerator.device)
+        mean = self.accelerator.reduce(labelled.mean(), "mean")
+        return labelled / torch.where(mean > 0, mean, 1)
 
     def count(self, model: nn.Module, batch: Sample) -> Any:
         pixel_values, labels = batch["pixel_values"], batch["labels"]  # (1, 3, h, w), (1, H, W)
@@ -164,37 +200,35 @@ class Segmentation:
         else:
             predicted = most_likely_labels(model(pixel_values=pixel_values).logits[0], tuple(labels.shape[1:]))
         if not batch["counted"][0]:
-            return np.zeros(len(self.names) ** 2, dtype=np.int64)
-        if len(self.shown) < self.task.overlays and self.accelerator.is_main_process:
-            self.shown.append((pixel_values[0].cpu(), predicted.cpu(), labels[0].cpu()))
+            return np.zeros(len(self.labels.names) ** 2, dtype=np.int64)
+        if self.accelerator.is_main_process:
+            self.overlays.add(pixel_values[0], labels[0], predicted)
         return self.metric.count([predicted.cpu()], [labels[0].cpu()])
 
-    def draw(self, folder: Path) -> None:
-        """What the last evaluation saw first, as the model saw it: `<n>-predicted.png` and `<n>-labelled.png`."""
-        names = dict(enumerate(self.names))
-        mean, std = (
-            torch.tensor(values)[:, None, None] for values in (self.processor.image_mean, self.processor.image_std)
-        )
-        for number, (pixel_values, *label_maps) in enumerate(self.shown):
-            folder.mkdir(parents=True, exist_ok=True)
-            image = (
-                (255 * (pixel_values * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-            )  # (h, w, 3)
-            for kind, label_map in zip(("predicted", "labelled"), label_maps, strict=True):
-                picture = hf_pvt.draw_segmentation(image, nearest(label_map.numpy(), image.shape[:2]), names)
-                picture.save(folder / f"{number}-{kind}.png")
-        self.shown.clear()
+    def remarks(self, scores: dict[str, Any]) -> dict[str, str]:
+        """What to say beside the means where they are over fewer labels than the model has."""
+        remarks = {}
+        for mean, each in (("mean_iou", "per_category_iou"), ("mean_accuracy", "per_category_accuracy")):
+            absent = [name for name, score in zip(self.labels.names, scores[each], strict=True) if np.isnan(score)]
+            if absent:
+                known, all_labels = len(self.labels.names) - len(absent), len(self.labels.names)
+                remarks[mean] = f"over {known} of {all_labels} labels, without {some(absent)}"
+        return remarks
 
 
 class SegmentationLoop(Loop):
-    """Writes pictures at each evaluation."""
+    """Writes pictures at each evaluation, and says which labels the scores are over."""
 
     task: Segmentation
 
     def evaluate(self) -> None:
         super().evaluate()
         with self._off_the_clock():
-            self.task.draw(self.output_dir / "overlays" / f"step-{self.step}")
+            self.task.overlays.save(self.output_dir / "overlays" / f"step-{self.step}")
+
+    def _scores(self, model: nn.Module) -> dict[str, Any]:
+        scores = super()._scores(model)
+        return scores | {"remarks": self.task.remarks(scores)}
 
 
 def schedule_of(
@@ -216,39 +250,60 @@ def complete(groups: Sequence[Any]) -> None:
         recipe.pop("max_steps", None)
     fill(groups, recipe)
     check(optimization, run)
+    task.crop_size = task.crop_size or task.shorter_side
     # Label maps at their own sizes do not make batches.
     run.per_device_eval_batch_size = 1
+
+
+def is_clipped(config: PreTrainedConfig) -> bool:
+    """Whether a model is of the variant that the published recipe clips."""
+    shape = (config.model_type, tuple(config.hidden_sizes), tuple(config.depths))
+    return shape == (CLIPPED.model_type, CLIPPED.hidden_sizes, CLIPPED.depths)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     classes = (DataArguments, OptimizationArguments, RunArguments, SegmentationArguments)
     data, optimization, run, task = groups = parse(*classes, description=__doc__.splitlines()[0], argv=argv)
+    colours = [name for name in COLOURS if getattr(task, name)]
     complete(groups)
     accelerator = start(optimization, run)
     if task.sliding_window and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("--sliding_window needs whole weights in every process; leave it out with FSDP.")
     seed = optimization.seed
 
-    names = label_names(data, task.labels)
+    labels = open_label_values(data, task.labels, task.reduce_labels)
     training, validation = open_label_maps(data, task.mask_column, derived_seed(seed, Purpose.SPLIT))
+    check_masks(accelerator, labels, training, validation, data.on_bad_image, task.shorter_side)
     feed = Feed(accelerator, data, run, seed)
     order = feed.order(training)
     steps_per_epoch = None if order is None else order.steps_per_epoch
     schedule = schedule_of(task, optimization, steps_per_epoch, feed.global_batch)
     size = {"shortest_edge": task.shorter_side, "longest_edge": task.longer_side}
-    processor = hf_pvt.segmentation_image_processor(size=size, do_reduce_labels=task.reduce_labels)
     model = open_model(
         AutoModelForSemanticSegmentation,
         task.model_name_or_path,
         task.from_scratch,
-        names,
+        labels.names,
         seed,
         drop_path_rate=task.drop_path_rate,
+        semantic_loss_ignore_index=labels.ignored,
+        num_channels=data.num_channels,
     )
+    channels = model.config.num_channels
+    leave_colours(task, COLOURS, colours, channels)
+    processor = hf_pvt.segmentation_image_processor(
+        channels,
+        size=size,
+        do_reduce_labels=task.reduce_labels,
+        published_resampling=task.published_resampling,
+        **statistics(data, channels),
+    )
+    if task.recipe == "ade20k" and optimization.max_grad_norm is None and is_clipped(model.config):
+        optimization.max_grad_norm = CLIPPED_GRAD_NORM
 
-    decode = Decoder(len(names), task.reduce_labels)
+    decode = Decoder(labels, channels)
     evaluation = feed.evaluation(validation, EvaluationView(decode, processor, resize=not task.sliding_window))
-    segmentation = Segmentation(accelerator, task, names, processor, evaluation)
+    segmentation = Segmentation(accelerator, task, labels, processor, evaluation)
     identity = asdict(data) | asdict(optimization) | asdict(task) | feed.identity()
     del identity["overlays"], identity["sliding_window"]  # they do not change what is learnt
     loop = SegmentationLoop(accelerator, model, segmentation, schedule, steps_per_epoch, optimization, run, identity)

@@ -23,7 +23,7 @@ RECORDED_LOSS = "pvt_v2_b0/semantic_fpn/64x96"
 DEEPEST = ("pvt-large", "pvt-v2-b4", "pvt-v2-b5", "p2t-large")
 
 
-def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.RandomState(zlib.crc32(f"{SALT}:{name}".encode())).standard_normal(shape)
 
 
@@ -32,7 +32,12 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     leaf = name.rpartition(".")[2]
     if leaf == "num_batches_tracked":
         return torch.zeros(shape, dtype=torch.int64)
-    drawn = _draw(name, shape)
+    return torch.from_numpy(np.asarray(drawn_weight(name, shape), dtype=np.float32))
+
+
+def drawn_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The same in float64."""
+    leaf, drawn = name.rpartition(".")[2], draw(name, shape)
     if leaf == "running_var":
         drawn = 0.5 + abs(drawn)
     elif leaf.startswith("pos_embed") or leaf == "cls_token":
@@ -43,13 +48,13 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
         drawn = 1 + 0.1 * drawn
     else:
         drawn = 0.1 * drawn
-    return torch.from_numpy(np.asarray(drawn, dtype=np.float32))
+    return drawn
 
 
 def image(height: int, width: int) -> Tensor:
     """The input (1, 3, H, W) of the outputs at this size."""
     shape = (1, 3, height, width)
-    return torch.from_numpy(_draw(f"image:{'x'.join(map(str, shape))}", shape).astype(np.float32))
+    return torch.from_numpy(draw(f"image:{'x'.join(map(str, shape))}", shape).astype(np.float32))
 
 
 @cache

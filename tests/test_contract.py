@@ -200,13 +200,23 @@ def test_attentions(family: Family, implementation: str) -> None:
     torch.testing.assert_close(output.logits, model(IMAGES).logits)
 
 
+def test_pooled_output(family: Family) -> None:
+    """What the classifier reads: PVT's class token, of the others the mean of the last map."""
+    classifier = build(family)
+    output = classifier.base_model(IMAGES)
+    tokens = output.last_hidden_state
+    expected = tokens[:, 0] if family.name == "pvt" else tokens.flatten(2).mean(2)
+    torch.testing.assert_close(output.pooler_output, expected)
+    torch.testing.assert_close(classifier.classifier(expected), classifier(IMAGES).logits)
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_tuples(family: Family, role: str) -> None:
     model = build(family, role)
     output = model(IMAGES, output_hidden_states=True, output_attentions=True)
     as_tuple = model(IMAGES, output_hidden_states=True, output_attentions=True, return_dict=False)
     assert isinstance(as_tuple, tuple)
-    assert len(as_tuple) == len(output.to_tuple()) == 3
+    assert len(as_tuple) == len(output.to_tuple()) == (4 if role == "model" else 3)  # with the pooled output
     for ours, theirs in zip(as_tuple, output.to_tuple(), strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert one.equal(other)

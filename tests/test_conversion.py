@@ -268,6 +268,7 @@ def test_benchmark_labels(kind: str, count: int, tmp_path: Path, capsys: pytest.
         assert config.id2label == hf_pvt.ade20k_id2label()
         assert config.palette == [list(colour) for colour in hf_pvt.ade20k_palette()]
         assert processor.do_reduce_labels and processor.size["shortest_edge"] == 512
+        assert processor.published_resampling
         assert "150 labels (ADE20K)" in capsys.readouterr().out
     assert "reported" not in card.partition("## Use it")[0]  # no figure of the paper for another architecture
 

@@ -20,6 +20,9 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.models.pvt_v2.configuration_pvt_v2 import PvtV2Config as TransformersPvtV2Config
+
+import hf_pvt
 
 IMAGES = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
 BOTH = (RETINANET, MASK_RCNN)
@@ -549,3 +552,10 @@ def test_configurations(detector: DetectorRow, family: Family) -> None:
     levels = 3 if detector is RETINANET else 4
     assert again.backbone_config.out_features == [f"stage{index}" for index in range(5 - levels, 5)]
     assert detector.model(again)(IMAGES[:1]).pred_scores is None  # fresh models train
+
+
+def test_transformers_own_configuration_of_our_family() -> None:
+    """Its backbone is ours, as it is after saving and opening."""
+    config = RETINANET.config(backbone_config=TransformersPvtV2Config(depths=[1, 1, 1, 1]), fpn_hidden_size=32)
+    assert type(config.backbone_config) is hf_pvt.PvtV2Config and config.backbone_config.depths == [1, 1, 1, 1]
+    assert type(RETINANET.model(config).backbone) is hf_pvt.PvtV2Backbone

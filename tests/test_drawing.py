@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_pvt.drawing import distinct_colour, draw_segmentation
+from hf_pvt.drawing import distinct_colour, draw_segmentation, side_by_side
 
 NAMES = {label: f"label {label}" for label in range(150)} | {1: "sky", 2: "a rather long name of a label"}
 RANDOM = np.random.default_rng(0)
@@ -38,15 +38,18 @@ def colours_of(pixels: np.ndarray) -> Colours:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("size", [(64, 64), (90, 200), (600, 400)], ids=str)
+@pytest.mark.parametrize("size", [(64, 64), (90, 200), (500, 400)], ids=str)
 def test_overlay(size: tuple[int, int], alpha: float) -> None:
-    """Exactly the blend under each label, ignored pixels as they were, the legend outside."""
+    """The blend inside, the colour itself on a border, ignored pixels as they were, the legend outside."""
     image, mask = photo(*size), stripes(*size, 1, 255, 2)
     picture = draw_segmentation(image, mask, NAMES, {1: (250, 10, 0), 2: (0, 9, 99)}, alpha)
     overlay = np.asarray(picture)[: size[1], : size[0]]
     for label, colour in ((1, (250, 10, 0)), (2, (0, 9, 99))):
-        expected = (1 - alpha) * image[mask == label] + alpha * np.array(colour)
-        assert np.abs(overlay[mask == label] - expected).max() <= 0.5 + 1e-9
+        inside = (mask == label) & (mask == np.roll(mask, 1, 1)) & (mask == np.roll(mask, -1, 1))
+        inside[:, [0, -1]] = (mask == label)[:, [0, -1]]  # the image's edges are no border
+        expected = (1 - alpha) * image[inside] + alpha * np.array(colour)
+        assert np.abs(overlay[inside] - expected).max() <= 0.5 + 1e-9
+        assert (overlay[(mask == label) & ~inside] == colour).all() and (~inside & (mask == label)).any()
     assert np.array_equal(overlay[mask == 255], image[mask == 255])
     assert colours_of(legend_of(picture, *size)) == {(250, 10, 0), (0, 9, 99)}
 
@@ -60,6 +63,8 @@ def test_legend_is_whole(size: tuple[int, int]) -> None:
     (top, left), (bottom, right) = drawn.min(axis=0), drawn.max(axis=0)
     assert bottom <= picture.height - 6 and right <= picture.width - 6
     assert left >= size[0] + 6 or top >= size[1] + 6
+    widest = max(size[0], 9 * 18 if max(size) < 450 else 0)
+    assert picture.width - size[0] * (size[1] > size[0]) <= widest, "no wider than the image, if that can be read"
     box = colours_of(legend_of(picture, *size)) & {distinct_colour(0)}
     assert box, "the largest label is named"
     height = int((legend_of(picture, *size) == distinct_colour(0)).all(axis=2).any(axis=1).sum())
@@ -91,6 +96,58 @@ def test_kinds_of_images_and_masks(mode: str) -> None:
     for same in (mask.astype(np.int64), torch.from_numpy(mask), Image.fromarray(mask)):
         assert draw_segmentation(image, same, NAMES).tobytes() == expected.tobytes()
     assert image.tobytes() == before.tobytes()
+
+
+def test_background_is_not_painted() -> None:
+    """Only where asked for; it keeps its line in the legend, and the other labels their outline."""
+    image, mask = photo(300, 100), stripes(300, 100, 0, 1)
+    names = {0: "Background", 1: "lesion"}
+    plain, painted = (draw_segmentation(image, mask, names, paint_background=paint) for paint in (False, True))
+    assert np.array_equal(np.asarray(plain)[:100][mask == 0], image[mask == 0])
+    assert not np.array_equal(np.asarray(painted)[:100][mask == 0], image[mask == 0])
+    assert np.array_equal(np.asarray(plain)[:100][mask == 1], np.asarray(painted)[:100][mask == 1])
+    assert colours_of(legend_of(plain, 300, 100)) == {distinct_colour(1)}
+    assert colours_of(legend_of(painted, 300, 100)) == {distinct_colour(0), distinct_colour(1)}
+    legends = [(legend_of(picture, 300, 100) == 32).all(axis=2) for picture in (plain, painted)]
+    assert np.array_equal(*legends) and legends[0].any(), "the same text"
+
+
+def test_outlines_grow_with_the_image() -> None:
+    """One pixel on both sides of a border, three of a large image."""
+    for side, width in ((100, 1), (1000, 3)):
+        mask = np.zeros((side, side), int)
+        mask[: side // 2] = 1
+        picture = np.asarray(draw_segmentation(np.zeros((side, side, 3), np.uint8), mask, NAMES, alpha=0.0))
+        rows = (picture[:side, 0] > 0).any(axis=1)
+        assert np.flatnonzero(rows).tolist() == list(range(side // 2 - width, side // 2 + width))
+
+
+def test_a_named_255_is_painted() -> None:
+    """255 is ignored only where it has no name."""
+    image, mask = photo(60, 50), np.full((50, 60), 255)
+    assert np.array_equal(draw_segmentation(image, mask, {0: "sky"}), image)
+    assert not np.array_equal(np.asarray(draw_segmentation(image, mask, {255: "lesion"}))[:50], image)
+
+
+def test_long_names_are_cut() -> None:
+    """So that the legend is no wider than the image, and the share is still read."""
+    image, mask = photo(200, 100), stripes(200, 100, 1, 2)
+    pictures = [draw_segmentation(image, mask, {1: "sky", 2: name}) for name in ("x" * 60, "x" * 90)]
+    assert [picture.width for picture in pictures] == [200, 200]
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+
+
+def test_side_by_side() -> None:
+    """Each picture whole, pixel for pixel, under its heading."""
+    left, right = photo(60, 40), photo(50, 70)
+    pictures = {"labelled": Image.fromarray(left), "predicted": Image.fromarray(right)}
+    joined = np.asarray(side_by_side(pictures))
+    top = joined.shape[0] - 70
+    assert top >= 20
+    assert np.array_equal(joined[top : top + 40, :60], left)
+    start = next(x for x in range(60, joined.shape[1]) if np.array_equal(joined[top:, x : x + 50], right))
+    heads = (joined[:top] < 255).any(axis=(0, 2))
+    assert heads[:60].any() and heads[start:].any() and not heads[60 + 1 : start].any()
 
 
 def test_nothing_but_ignored() -> None:

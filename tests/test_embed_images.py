@@ -21,6 +21,7 @@ from families import P2T, PVT, PVT_V2
 from PIL import Image
 from torch import Tensor
 from training.images import BadImageError
+from training.whole_files import MaskFiles
 
 import hf_pvt
 
@@ -120,6 +121,43 @@ def test_masks(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len({label for row in rows for label in np.asarray(Image.open(io.BytesIO(row["mask"]))).flat}) > 1
 
 
+def test_masks_as_files(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that would stand in the shards, under the images' names; of shards by their number."""
+    torch.manual_seed(0)
+    P2T.segmenter(P2T.tiny_config()).save_pretrained(tmp_path / "model")
+    flags = {"model_name_or_path": tmp_path / "model", "output": "masks"}
+    expected = embed(monkeypatch, tmp_path / "bytes", input_dir=photos, **flags).to_pylist()
+    flags["masks_as_files"] = True
+    embed(monkeypatch, tmp_path / "files", input_dir=photos, **flags)
+    rows = pq.read_table(tmp_path / "files").to_pylist()  # which passes over the masks
+    assert [row["mask_file"] for row in rows] == [f"_masks/{row['key'][:-4]}.png" for row in rows]
+    for row, one in zip(rows, expected, strict=True):
+        assert row.keys() == {"key", "mask_file"} and row["key"] == one["key"]
+        assert (tmp_path / "files" / row["mask_file"]).read_bytes() == one["mask"]
+    tar(tmp_path / "0.tar", sorted(photos.rglob("*.png"))[:1])
+    row = embed(monkeypatch, tmp_path / "tar", input_files=tmp_path / "0.tar", **flags).to_pylist()[0]
+    assert row["mask_file"] == f"_masks/00000/{row['key']}.png"
+    assert (tmp_path / "tar" / row["mask_file"]).read_bytes() == expected[0]["mask"]
+
+
+def test_masks_that_cannot_be_files(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the same name, one out of the folder, and what is no mask: told before anything is computed."""
+    (photos / "a" / "00.gif").write_bytes(b"")
+    flags = {"model_name_or_path": "nowhere", "output": "masks", "masks_as_files": True}
+    with pytest.raises(ValueError, match=r"the masks of a/00\.gif and a/00\.png would both be a/00\.png; rename one"):
+        embed(monkeypatch, tmp_path, input_dir=photos, **flags)
+    (photos / "a" / "00.gif").unlink()
+    masks = MaskFiles(tmp_path, Path("_masks"))
+    assert masks.name("/data/a.jpg") == Path("_masks/data/a.png")
+    with pytest.raises(ValueError, match=r"the key '\.\./a\.png' cannot be a mask's file"):
+        masks.write(["../a.png"], [b""])
+    masks.write(["one"], [b""])
+    with pytest.raises(ValueError, match=r"the masks of one and one would both be _masks/one\.png"):
+        masks.write(["one"], [b""])
+    with pytest.raises(ValueError, match="--masks_as_files needs --output masks, not embeddings"):
+        embed_images.embedder_class(embed_images.Arguments(masks_as_files=True))
+
+
 def test_mask_of_many_labels() -> None:
     labels = torch.tensor([[0, 299], [7, 1]])
     assert np.asarray(Image.open(io.BytesIO(embed_images.png(labels)))).tolist() == labels.tolist()
@@ -217,6 +255,26 @@ def test_killed_and_started_again(
     assert resumed.equals(embed(monkeypatch, tmp_path / "whole", **flags))
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
     assert not list((tmp_path / "killed").glob("*.incomplete"))
+
+
+def test_two_runs_at_once(classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writes to a file of its own: the one that is killed, or is slower, spoils nothing and leaves nothing."""
+    flags = {"model_name_or_path": classifier, "input_dir": photos}
+    expected = embed(monkeypatch, tmp_path / "one", **flags)
+    slow = embed_images.Arguments(model_name_or_path=str(classifier), input_dir=str(photos), unit_size=4, batch_size=2)
+    source, compute = embed_images.open_source(slow), embed_images.Embedder(slow, torch.device("cpu"))
+    shard = tmp_path / "two" / "part-00000-of-00003.parquet"
+    shard.parent.mkdir()
+    batches = embed_images.write_shard(shard, source.rows(0), compute, slow)
+    next(batches)
+    (unfinished,) = shard.parent.glob("*.incomplete")
+    assert str(os.getpid()) in unfinished.name
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # another run
+    assert embed(monkeypatch, tmp_path / "two", **flags).equals(expected)
+    written = shard.read_bytes()
+    assert not list(shard.parent.glob("*.incomplete"))
+    list(batches)
+    assert shard.read_bytes() == written and len(list(shard.parent.glob("*.incomplete"))) == 0
 
 
 @pytest.fixture

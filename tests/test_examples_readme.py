@@ -1,6 +1,7 @@
 """The guide of the examples is true: its commands run, or, where they need GPUs, are commands that the scripts know."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import embed_images
 import numpy as np
@@ -48,7 +50,9 @@ def split(block: str) -> tuple[list[str], str, list[str]]:
 
 COMMANDS = [block for block in BLOCKS if ".py" in block]
 # The front page has the same in short.
-FRONT_PAGE = re.findall(r"^accelerate launch (?:.*\\\n)*.*\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+FRONT_PAGE = re.findall(
+    r"^(?:accelerate launch|python) examples/run_(?:.*\\\n)*.*\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("block", [*COMMANDS, *FRONT_PAGE], ids=lambda block: "-".join(split(block)[1:2]))
@@ -56,7 +60,7 @@ def test_flags_and_files(block: str) -> None:
     """All commands, GPUs or not: the scripts know the flags, the launcher's files are there."""
     launcher, script, flags = split(block)
     parse(*FLAGS[script], description="", argv=flags)
-    assert launcher[0] in ("accelerate", "torchrun", "sbatch")
+    assert launcher[0] in ("python", "accelerate", "torchrun", "sbatch")
     for word in launcher:
         assert not word.startswith("examples/") or (ROOT / word).is_file()
 
@@ -84,17 +88,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that need no GPU, in their order; the first in a process of its own, with accelerate's configuration."""
+    """Those that need no GPU, in their order; the first as a process of its own, with the configuration for a CPU."""
     run = [split(block) for block in COMMANDS if not block.startswith(GPU)]
     assert [script for _, script, _ in run] == list(SMALL)
     assert [split(block)[2][:4] for block in FRONT_PAGE] == [flags[:4] for _, _, flags in run[:2]]
-    for number, (launcher, script, flags) in enumerate(run):
+    for number, (_, script, flags) in enumerate(run):
         words = [*flags, *SMALL[script].split()]
         if script != "embed_images":
             words += ["--dataloader_num_workers", "0"]
         if number == 0:
-            executable = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
-            command = [*executable, *launcher[1:], f"examples/{script}.py", *words]
+            command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+            command += ["--config_file", "examples/configs/cpu.yaml", f"examples/{script}.py", *words]
             subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
             continue
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -107,3 +111,25 @@ def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (folder / "out" / name / "model" / "model.safetensors").is_file()
     assert embed_images.pq.read_table(folder / "out" / "vectors")["embedding"].combine_chunks().type.list_size == 256
     assert len(embed_images.pq.read_table(folder / "out" / "vectors")) == 10
+    outputs_are_read(folder, monkeypatch)
+
+
+def outputs_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three lines of the guide, and the columns of its table."""
+    others = {"names": "photos --output predictions", "masks": "rooms --output masks"}
+    others["files"] = f"{others['masks']} --masks_as_files"
+    for output, words in others.items():
+        model, *more = words.split()
+        flags = ["--input_dir", "photos", "--model_name_or_path", f"out/{model}/model", "--output_dir", f"out/{output}"]
+        monkeypatch.setattr(sys, "argv", ["embed_images", *flags, *more])
+        embed_images.main()
+    (lines,) = (block for block in re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE))
+    read: dict[str, Any] = {"np": np, "pq": embed_images.pq, "io": io, "Image": Image}
+    exec(lines, read)
+    assert read["vectors"].shape == (10, 256)
+    assert len(read["likeliest"]) == 10 and {*read["likeliest"]} <= {"cat", "dog"}
+    assert [labels.shape for labels in read["labels"]] == [(48, 48)] * 10 and np.max(read["labels"]) <= 1
+    columns = {"vectors", *others}
+    found = {name for output in columns for name in embed_images.pq.read_table(folder / "out" / output).column_names}
+    table = README[README.index("| `--output`") : README.index("```python")]
+    assert found == {*re.findall(r"`([a-z_]+)`", table)} - {"embeddings", "predictions", "masks"}

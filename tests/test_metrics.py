@@ -67,6 +67,14 @@ def test_labels_wider_than_a_byte(num_labels: int, ignore_index: int) -> None:
     assert_same(scores, published(predictions, references, num_labels, ignore_index))
 
 
+@pytest.mark.parametrize(("num_labels", "reduce_labels"), [(255, False), (254, True), (256, False), (255, True)])
+def test_255_is_ignored_where_it_is_no_label(num_labels: int, reduce_labels: bool) -> None:
+    """By default; with more labels it counts."""
+    prediction, reference = np.array([[0, 0]]), np.array([[255, int(reduce_labels)]])
+    scores = MeanIoU(num_labels, reduce_labels=reduce_labels).compute(predictions=[prediction], references=[reference])
+    assert scores["overall_accuracy"] == (1.0 if num_labels + reduce_labels <= 255 else 0.5)
+
+
 def test_chunks_and_reset() -> None:
     """However the images are handed over the scores are the same, and computing starts anew."""
     predictions, references = label_maps(7)

@@ -186,6 +186,14 @@ def test_what_the_caller_says(tmp_path: Path) -> None:
     assert (config.id2label, config.nms_threshold, config.backbone_config.image_size) == (names, 0.6, (64, 96))
 
 
+def test_images_of_other_channels(tmp_path: Path) -> None:
+    model = tiny(PVT_V2)
+    path = saved({"state_dict": to_original(model, layout_of(model))}, tmp_path / "detector.pth")
+    loaded = load_original(path, num_channels=5)
+    assert loaded.config.num_channels == loaded.config.backbone_config.num_channels == 5
+    assert torch.isfinite(loaded(torch.randn(1, 5, 64, 64)).logits).all()
+
+
 @pytest.mark.parametrize(("count", "name"), [(80, "toothbrush"), (79, "LABEL_78")])
 def test_80_labels_are_cocos(count: int, name: str, tmp_path: Path) -> None:
     weights = to_original(model := tiny(PVT_V2, num_labels=count), layout_of(model))

@@ -59,6 +59,15 @@ masks = {{
 assert set(masks) == set(labels.unique().tolist()), masks.keys()
 assert all(mask.equal(labels == label) for label, mask in masks.items())
 print(type(processor).__name__, tuple(batch["labels"].shape))
+
+for detector, config in (
+    (hf_pvt.RetinaNetForObjectDetection, hf_pvt.RetinaNetConfig()),
+    (hf_pvt.MaskRcnnForInstanceSegmentation, hf_pvt.MaskRcnnConfig()),
+):
+    try:
+        detector(config)
+    except ImportError as error:
+        print(error)
 """
 
 
@@ -69,6 +78,10 @@ def test_core_dependencies_suffice() -> None:
     assert result.stdout.splitlines() == [
         "PvtImageProcessorPil (1, 3, 224, 224)",
         "PvtSegmentationImageProcessorPil (1, 96, 128)",
+        *(
+            f'{name} needs torchvision for RoIAlign and NMS; install it with pip install "hf_pvt[detection]".'
+            for name in ("RetinaNetForObjectDetection", "MaskRcnnForInstanceSegmentation")
+        ),
     ]
 
 

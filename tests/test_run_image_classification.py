@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from classification_runs import configuration, digits, few_steps, flags, launch, results, run, too_small, weights
-from families import FAMILIES, Family
+from families import FAMILIES, P2T, PVT_V2, Family
 from hub_server import TOKEN, HubServer
 from PIL import Image
-from run_image_classification import EvaluationView
+from run_image_classification import RECIPES, EvaluationView
 from test_original_checkpoints import published
+from training.results import save_model
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hf_pvt
@@ -78,6 +79,31 @@ def test_the_model_card(learnt: dict[str, Path], data: Path) -> None:
     assert not {path.suffix for path in (learnt["pvt_v2"] / "model").iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
 
 
+def test_a_model_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the last rename fails, or the process dies before it, the model that was there is still on the disk."""
+    model, folder = PVT_V2.classifier(PVT_V2.tiny_config()), tmp_path / "model"
+    processor = hf_pvt.classification_image_processor(64)
+
+    def save(card: str) -> None:
+        save_model(model, model.state_dict(), processor, card, folder)
+
+    save("first")
+    rename = Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if self.suffix == ".incomplete":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", dies)
+        save("second")
+    cards = {path.name: (path / "README.md").read_text() for path in tmp_path.iterdir()}
+    assert cards == {"model.previous": "first", "model.incomplete": "second"}
+    save("third")
+    assert [(path.name, (path / "README.md").read_text()) for path in tmp_path.iterdir()] == [("model", "third")]
+
+
 def test_the_model_is_pushed(hub: HubServer, small: Path, tiny: str, tmp_path: Path) -> None:
     """The model folder and nothing else, in one commit; without a token the run stops before it trains."""
     argv = few_steps(small, tiny, tmp_path / "out", max_steps=1, push_to_hub=True, hub_model_id="me/digits")
@@ -129,8 +155,17 @@ def test_the_published_recipe_runs(small: Path, tiny: str, tmp_path: Path) -> No
     assert (used["rand_augment"], used["repeated_augmentation"], used["weight_decay"]) == (9.0, 3, 0.05)
     assert used["num_train_epochs"] == 300 and used["warmup_epochs"] == 5 and used["layer_decay"] is None
     assert used["max_grad_norm"] == 1.0  # of the large ones, whose drop path is 0.3
+    assert used["without_decay"] == ["vectors", "cls_token"]
     smaller = run(few_steps(small, tiny, tmp_path / "2", recipe="pvt-imagenet", max_steps=1))
     assert smaller["arguments"]["max_grad_norm"] is None
+
+
+def test_the_recipe_of_p2t(small: Path, tmp_path: Path) -> None:
+    """20 epochs of warm-up, and no clipping where drop path is 0.3 either; all else is PVT's."""
+    scratch = configuration(P2T, tmp_path, hidden_sizes=(8, 16, 20, 32), mlp_ratios=(2, 2, 2, 2))
+    record = run(few_steps(small, scratch, tmp_path / "out", recipe="p2t-imagenet", max_steps=1, drop_path_rate=0.3))
+    assert record["arguments"]["warmup_epochs"] == 20 and record["arguments"]["max_grad_norm"] is None
+    assert RECIPES["p2t-imagenet"] == RECIPES["pvt-imagenet"] | {"warmup_epochs": 20.0}
 
 
 def test_configuration_from_a_file(small: Path, tiny: str, tmp_path: Path) -> None:

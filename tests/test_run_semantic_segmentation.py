@@ -6,9 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +17,26 @@ import pyarrow.parquet as pq
 import pytest
 import run_semantic_segmentation as script
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from families import P2T, PVT_V2, Family
+from families import P2T
 from PIL import Image
 from safetensors.torch import load_file
+from segmentation_runs import configuration, flags, launch, run, write_png
 from torch import nn
 from training import scene_augmentation
 from training.arguments import DataArguments, OptimizationArguments, RunArguments
 from training.images import BadImageError
-from training.label_maps import Decoder, Example, csv_pairs, folder_pairs, label_names, open_label_maps
+from training.label_maps import Decoder, Example, csv_pairs, folder_pairs, open_label_maps
+from training.label_values import LabelValues
 from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import hf_pvt
+from hf_pvt.drawing import side_by_side
 from hf_pvt.metrics import MeanIoU
+from hf_pvt.semantic_fpn import SynchronizedBatchNorm2d
 
-SCRIPT = Path(script.__file__)
 NAMES = ["sky", "wall", "tree"]
-
-
-def write_png(path: Path, pixels: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
+LABELS = LabelValues(NAMES, [0, 1, 2], frozenset({255}))
 
 
 @pytest.fixture(scope="module")
@@ -60,37 +54,6 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_png(root / "annotations" / split / f"{index}.png", labels)
     (root / "labels.json").write_text(json.dumps(NAMES))
     return root
-
-
-def configuration(folder: Path, family: Family = PVT_V2, **overrides: Any) -> Path:
-    path = folder / f"configuration-{family}"
-    family.tiny_config(drop_path_rate=0.0, classifier_dropout_prob=0.0, **overrides).save_pretrained(path)
-    return path
-
-
-def flags(data: Path, output: Path, **values: Any) -> list[str]:
-    """Four steps of four images of 64 pixels."""
-    defaults = {
-        "train_dir": data,
-        "output_dir": output,
-        "shorter_side": 64,
-        "longer_side": 256,
-        "crop_size": 64,
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "dataloader_num_workers": 0,
-    }
-    chosen = {name: value for name, value in (defaults | values).items() if value is not None}
-    return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
-
-
-def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """results.json of a run in this process, which accelerate takes for a new one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    script.main(arguments)
-    return json.loads(Path(arguments[arguments.index("--output_dir") + 1], "results.json").read_text())
 
 
 def test_learns_digit_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +192,7 @@ def view(rooms: Path, **fields: Any) -> script.TrainingView:
     task = script.SegmentationArguments(shorter_side=48, longer_side=192, crop_size=64, **fields)
     groups = (DataArguments(), OptimizationArguments(), RunArguments(), task)
     script.complete(groups)
-    return script.TrainingView(task, Decoder(3, reduce_labels=False), hf_pvt.segmentation_image_processor())
+    return script.TrainingView(task, Decoder(LABELS), hf_pvt.segmentation_image_processor())
 
 
 def test_image_and_labels_stay_together(rooms: Path) -> None:
@@ -276,6 +239,17 @@ def test_recipe_and_schedule() -> None:
     optimization = OptimizationArguments(num_train_epochs=3)
     script.complete((DataArguments(), optimization, RunArguments(), task))
     assert script.schedule_of(task, optimization, 1000, 16).total_steps == 3000
+
+
+def test_the_published_clip_is_p2t_large_s(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """35, of P2T-Large alone; a clip that is asked for stays."""
+    clipped = [name for name in hf_pvt.VARIANTS if script.is_clipped(hf_pvt.variant_config(name))]
+    assert clipped == ["p2t-large"]
+    monkeypatch.setattr(script, "is_clipped", lambda config: config.model_type == "p2t")
+    values = {"from_scratch": configuration(tmp_path, P2T), "recipe": "ade20k", "max_steps": 1}
+    used = run(flags(rooms, tmp_path / "out", **values))["arguments"]
+    assert used["max_grad_norm"] == 35 and used["without_decay"] == ["none"]
+    assert run(flags(rooms, tmp_path / "own", max_grad_norm=1, **values))["arguments"]["max_grad_norm"] == 1
 
 
 # Layouts
@@ -333,7 +307,7 @@ def parquet(rooms: Path, split: str, path: Path) -> Path:
 def test_columns(rooms: Path, tmp_path: Path) -> None:
     """A data set with images and masks, read at once and streamed: the same pixels and labels as from the folder."""
     parquet(rooms, "training", tmp_path / "rooms.parquet")
-    decode = Decoder(3, reduce_labels=False)
+    decode = Decoder(LABELS)
     expected = [decode(example) for example in folder_pairs(rooms, "training")]
     for streaming in (False, True):
         data = DataArguments(train_files=[str(tmp_path / "*.parquet")], streaming=streaming)
@@ -361,29 +335,17 @@ def test_layout_errors(plain: Path, tmp_path: Path) -> None:
         open_label_maps(DataArguments(train_dir=str(plain)), None, 0)
     training, _ = open_label_maps(DataArguments(train_dir=str(plain), on_bad_image="skip"), None, 0)
     with pytest.raises(BadImageError, match=r"day/3\.jpg has no mask"):
-        Decoder(3, False)(next(example for example in training if example.name.endswith("3.jpg")))
+        Decoder(LABELS)(next(example for example in training if example.name.endswith("3.jpg")))
     table = tmp_path / "scenes.csv"
     table.write_text("photo,mask\na,b\n")
-    with pytest.raises(ValueError, match=r"columns \['photo', 'mask'\], expected image,mask or image,mask,split"):
+    with pytest.raises(ValueError, match=r"columns photo, mask, expected image,mask with or without split"):
         csv_pairs([table], "training")
     table.write_text("image,mask,split\na,b,train\na,b,holdout\n")
-    with pytest.raises(ValueError, match=r"scenes\.csv, line 3: split 'holdout' is none of"):
+    with pytest.raises(ValueError, match=r"scenes\.csv, line 3: the split 'holdout' is none of"):
         csv_pairs([table], "training")
-
-
-def test_label_names(rooms: Path, tmp_path: Path) -> None:
-    data = DataArguments(train_dir=str(rooms))
-    assert label_names(data, None) == NAMES
-    (tmp_path / "names.json").write_text('{"1": "b", "0": "a"}')
-    assert label_names(data, str(tmp_path / "names.json")) == ["a", "b"]
-    assert label_names(data, "ade20k")[0] == "wall" and len(label_names(data, "ade20k")) == 150
-    with pytest.raises(
-        ValueError, match="the labels have no names; write .* to labels.json beside the data, or give --labels"
-    ):
-        label_names(DataArguments(train_dir=str(tmp_path)), None)
-    (tmp_path / "names.json").write_text('{"1": "b"}')
-    with pytest.raises(ValueError, match=r"names\.json holds no names of labels, expected a list or"):
-        label_names(data, str(tmp_path / "names.json"))
+    table.write_text("image,mask\na,b\n")  # as --validation_files, without a split column: all rows
+    assert [pair.image for pair in csv_pairs([table], "validation", default="validation")] == [tmp_path / "a"]
+    assert not csv_pairs([table], "validation")
 
 
 # Bad masks
@@ -399,10 +361,10 @@ def as_png(labels: Any, mode: str | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [
-        (as_png(np.full((4, 6), 3)), r"holds label 3, expected 0 to 2, or 255 for none"),
+        (as_png(np.full((4, 6), 3)), r"holds the value 3, expected 0 to 2, or 255 for none"),
         (as_png(np.zeros((6, 4))), r"is 4x6 pixels and its image photo\.png 6x4"),
         (as_png(np.zeros((5, 6))), r"is 6x5 pixels and its image photo\.png 6x4"),
-        (as_png(np.zeros((4, 6)), "RGB"), r"is no mask: .*\(4, 6, 3\)"),
+        (as_png(np.eye(4, 6)[..., None] * [9, 8, 7]), r"is no mask: .*\(4, 6, 3\)"),
         (as_png(np.zeros((4, 6)))[:45], r"is damaged or cut off"),
         (b"", r"is empty"),
         (None, r"has no mask in mask\.png"),
@@ -412,17 +374,8 @@ def as_png(labels: Any, mode: str | None = None) -> bytes:
 def test_bad_masks(mask: bytes | None, reason: str) -> None:
     image = as_png(np.zeros((4, 6, 3)))
     with pytest.raises(BadImageError, match=reason) as error:
-        Decoder(3, reduce_labels=False)(Example(image, "photo.png", mask, "mask.png"))
+        Decoder(LABELS)(Example(image, "photo.png", mask, "mask.png"))
     assert error.value.file == ("photo.png" if mask is None else "mask.png")
-
-
-def test_reduced_labels() -> None:
-    """As ADE20K: 0 is no label, 1 to the number of labels become 0 and up, 255 stays."""
-    labels = np.array([[0, 1, 2], [3, 255, 1]])
-    example = Example(as_png(np.zeros((2, 3, 3))), "photo.png", as_png(labels), "mask.png")
-    assert Decoder(3, reduce_labels=True)(example)[1].tolist() == [[255, 0, 1], [2, 255, 0]]
-    with pytest.raises(BadImageError, match="holds label 3, expected 0 to 2"):
-        Decoder(2, reduce_labels=True)(example)
 
 
 # Runs
@@ -441,8 +394,7 @@ def test_evaluation_is_at_the_original_size(rooms: Path, tmp_path: Path) -> None
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, atol=1e-12)
     pictures = sorted(str(path.relative_to(out / "overlays")) for path in (out / "overlays").rglob("*.png"))
-    names = [f"{number}-{kind}.png" for number in (0, 1) for kind in ("labelled", "predicted")]
-    assert pictures == [f"step-{step}/{name}" for step in (2, 4) for name in names]
+    assert pictures == [f"step-{step}/{number}.png" for step in (2, 4) for number in (0, 1)]
     card = (out / "model" / "README.md").read_text()
     assert "pipeline_tag: image-segmentation" in card and "mean_iou" in card
 
@@ -458,7 +410,7 @@ def test_evaluation_through_a_window(rooms: Path, tmp_path: Path) -> None:
 
 
 def test_overlay_shows_what_was_seen(rooms: Path, tmp_path: Path) -> None:
-    """The picture's top left corner is the image under its labels' colours."""
+    """Under their headings the image with its labels, and with the prediction."""
     out = tmp_path / "out"
     run(flags(rooms, out, from_scratch=configuration(tmp_path), overlays=1))
     processor = AutoImageProcessor.from_pretrained(out / "model")
@@ -469,10 +421,10 @@ def test_overlay_shows_what_was_seen(rooms: Path, tmp_path: Path) -> None:
     expected = hf_pvt.draw_segmentation(
         seen, scene_augmentation.nearest(labels, seen.shape[:2]), dict(enumerate(NAMES))
     )
-    drawn = Image.open(out / "overlays" / "step-4" / "0-labelled.png")
-    assert drawn.size == expected.size
-    difference = np.abs(np.asarray(drawn, dtype=np.int64) - np.asarray(expected))
-    assert difference.max() <= 1
+    drawn = np.asarray(Image.open(out / "overlays" / "step-4" / "0.png"), dtype=np.int64)
+    left = np.asarray(side_by_side({"labelled": expected}))
+    assert drawn.shape[1] > left.shape[1] + seen.shape[1], "the prediction stands beside it"
+    assert np.abs(drawn[: left.shape[0], : left.shape[1]] - left).max() <= 1
 
 
 def test_streams(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,6 +456,23 @@ def test_resumed_run_ends_the_same(rooms: Path, tmp_path: Path) -> None:
     assert weights[0].keys() == weights[1].keys()
 
 
+def test_the_averages_logits_are_float32(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16, too: what is interpolated to the image's size has the precision of the trained model's logits."""
+    seen = []
+    interpolated = script.most_likely_labels
+
+    def most_likely_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        seen.append((logits.dtype, logits.bfloat16().float().equal(logits)))
+        return interpolated(logits, size)
+
+    monkeypatch.setattr(script, "most_likely_labels", most_likely_labels)
+    start = configuration(tmp_path)
+    for name, decay in (("model", None), ("average", 0.5)):
+        values = {"mixed_precision": "bf16", "max_steps": 1, "per_device_train_batch_size": 2, "ema_decay": decay}
+        run(flags(rooms, tmp_path / name, from_scratch=start, **values))
+    assert seen == [(torch.float32, True)] * 10  # computed in bf16
+
+
 def test_bad_masks_stop_or_are_listed(rooms: Path, tmp_path: Path) -> None:
     """One line of an error and exit status 1; or skipped, counted and listed, in training and in evaluation."""
     root = tmp_path / "rooms"
@@ -524,17 +493,25 @@ def test_bad_masks_stop_or_are_listed(rooms: Path, tmp_path: Path) -> None:
     results = run([*arguments, "--on_bad_image", "skip"])
     assert results["metrics"]["examples"] == 4
     assert {Path(name).relative_to(root).as_posix(): reason for name, reason in results["bad_images"].items()} == {
-        "annotations/training/7.png": "holds label 9, expected 0 to 2, or 255 for none",
+        "annotations/training/7.png": "holds the value 9, expected 0 to 2, or 255 for none",
         "images/validation/2.png": f"has no mask in {root}/annotations/validation",
     }
 
 
-def launch(arguments: Sequence[str], processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    launcher += ["--main_process_port", "0"]  # a free one: other runs on this machine have theirs
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+def test_accumulation_is_the_mean_over_labelled_pixels(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all of a step's images, though they differ in how much is ignored; batch norm is held still, as it is not."""
+    monkeypatch.setattr(SynchronizedBatchNorm2d, "forward", lambda self, x: x * self.weight[:, None, None])
+    start = {"from_scratch": configuration(tmp_path), "max_grad_norm": 1, "max_steps": 2}
+    weights = []
+    for accumulation in (1, 2, 4):
+        out = tmp_path / str(accumulation)
+        parts = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+        run(flags(rooms, out, **start, **parts))
+        weights.append(load_file(out / "model" / "model.safetensors"))
+    for accumulated in weights[1:]:
+        torch.testing.assert_close(accumulated, weights[0], rtol=1e-5, atol=1e-5)
 
 
 def test_two_processes(rooms: Path, tmp_path: Path) -> None:

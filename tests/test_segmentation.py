@@ -241,6 +241,15 @@ def test_batch_norm_across_processes(tmp_path: Path) -> None:
         torch.testing.assert_close(result["state"], module.state_dict(), **close)
 
 
+def test_batch_norm_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks at no value: on the meta device there is none."""
+    distributed = {"is_initialized": True, "get_world_size": 2, "all_reduce": None}
+    for name, value in distributed.items():
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value: value)
+    norm = SynchronizedBatchNorm2d(3, device="meta")
+    assert norm(torch.empty(2, 3, 4, 5, device="meta")).shape == (2, 3, 4, 5)
+
+
 def test_batch_norm_alone_is_pytorchs() -> None:
     torch.manual_seed(0)
     ours, theirs = SynchronizedBatchNorm2d(3), nn.BatchNorm2d(3)

@@ -1,8 +1,10 @@
 """Bad files stop a run with a sentence that names them, or are skipped, counted and listed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from classification_runs import digits, few_steps, launch, run, too_small
 from training.images import BadImageError
@@ -105,3 +107,37 @@ def test_what_cannot_be_run(values: dict[str, Any], message: str, small: Path, t
     with pytest.raises((ValueError, OSError)) as caught:
         run(few_steps(small, tiny, tmp_path, **values))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "rows"])
+def test_one_class_is_refused(kind: str, tiny: str, tmp_path: Path) -> None:
+    """Nothing could be learnt, and every score would be perfect."""
+    data = digits(tmp_path / "data", 48, 20)
+    values: dict[str, Any] = {"validation_dir": None, "train_val_split": 0.25}
+    if kind == "folder":
+        for folder in sorted((data / "train").iterdir())[1:]:
+            shutil.rmtree(folder)
+        name = "0"
+    else:
+        path = next((data / "train" / "3").glob("*.png"))
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["two", "three"])})
+        rows = datasets.Dataset.from_dict({"image": [str(path)] * 4, "label": [1] * 4}, features=features)
+        rows.to_parquet(tmp_path / "rows.parquet")
+        values |= {"train_dir": None, "train_files": tmp_path / "rows.parquet"}
+        name = "three"
+    with pytest.raises(ValueError) as caught:
+        run(few_steps(data, tiny, tmp_path / "out", **values))
+    assert str(caught.value) == f"all training images are of one class, {name}; a classifier wants two at least."
+
+
+def test_no_validation_data_is_said(small: Path, tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the log and in the card; a share that is none is refused."""
+    values = {"validation_dir": None, "max_steps": 1}
+    record = run(few_steps(small, tiny, tmp_path / "out", train_val_split=0, **values))
+    assert record["metrics"] == {}
+    assert "there is no validation data, so nothing will be measured; for scores give --train_val_split" in caplog.text
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "Nothing was measured: the run had no validation data." in card
+    for share in (1, -0.1):
+        with pytest.raises(ValueError, match=rf"--train_val_split is {float(share)}, expected a share from 0 to below"):
+            run(few_steps(small, tiny, tmp_path / "2", train_val_split=share, **values))

@@ -79,6 +79,17 @@ def test_the_last_ones_are_kept(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9", "model"]
 
 
+def test_the_newest_is_the_one_written_last(run: Run, tmp_path: Path) -> None:
+    """A run that continues from step 1 keeps its own second step, not the third of the run it left; nor a torn one."""
+    for step in (1, 2, 3, 7):
+        run.save(tmp_path, step)
+    (tmp_path / "checkpoint-7" / "complete.json").unlink()
+    run.save(tmp_path, 2, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-7"]
+    found = checkpoints.latest(tmp_path)
+    assert found is not None and found[0].name == "checkpoint-2"
+
+
 TEARS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda path: (path / "complete.json").unlink(), "it has no complete.json"),
     "half a manifest": (
@@ -190,9 +201,11 @@ def test_a_disk_that_really_takes_no_more(limit: int, tmp_path: Path) -> None:
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     manifest = {"identity": {"seed": 0, "global_batch": 32, "recipe": "finetune"}}
-    checkpoints.check_same_run(manifest, {"seed": 0, "global_batch": 32, "recipe": "finetune"}, tmp_path)
+    same = {"seed": 0, "global_batch": 32, "recipe": "finetune"}
+    assert checkpoints.changes(manifest, same, tmp_path) == {}
+    assert checkpoints.changes(manifest, same | {"seed": 1}, tmp_path, {"seed"}) == {"seed": (0, 1)}
     with pytest.raises(CheckpointError) as caught:
-        checkpoints.check_same_run(manifest, {"seed": 1, "global_batch": 64, "recipe": "finetune"}, tmp_path)
+        checkpoints.changes(manifest, {"seed": 1, "global_batch": 64, "recipe": "finetune"}, tmp_path)
     assert f"{tmp_path} belongs to another run: global_batch was 32 and is 64; seed was 0 and is 1." in str(
         caught.value
     )

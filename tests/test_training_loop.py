@@ -5,6 +5,7 @@ Kills are in test_training_kill.py, several processes and streams in test_traini
 
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,18 @@ def test_what_is_not_a_number_stops_the_run(
         run(few_steps(small, tiny, tmp_path, warmup_steps=0, checkpointing_steps=2))
     last = tmp_path / "checkpoint-2"
     assert str(caught.value).startswith(f"{what}; the last good checkpoint is {last}. Lower --learning_rate, ")
+    assert str(caught.value).endswith("and continue from there or earlier with --resume_changed.")
     assert sorted(tmp_path.glob("checkpoint-*")) == [last] and not (tmp_path / "model").exists()
+    # As the message says; what changed is in the record, after another interruption, too.
+    lower = [*few_steps(small, tiny, tmp_path, warmup_steps=0, checkpointing_steps=2, learning_rate=5e-4), "--resume"]
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.001 and is 0\.0005"):
+        run(lower)
+    for _ in range(2):
+        record = run([*lower, "--resume_changed"])
+        assert record["changes"] == [{"after_step": 2, "was_and_is": {"learning_rate": [1e-3, 5e-4]}}]
+        assert "* up to step 2: learning_rate 0.001\n" in (tmp_path / "model" / "README.md").read_text()
+        for path in (tmp_path / "checkpoint-6", tmp_path / "model"):
+            shutil.rmtree(path)
 
 
 def test_without_a_checkpoint_none_is_named(

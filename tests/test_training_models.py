@@ -106,6 +106,32 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
         open_model(CLASSIFIER, str(tmp_path / "fpn.pth"), None, NAMES, seed=0)
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@pytest.mark.parametrize("head", ["classifier", "segmenter"])
+def test_fresh_layers_follow_from_the_seed(family: Family, head: str, tmp_path: Path) -> None:
+    """A decoder on a classifier's folder, a classifier on a bare model's, with as many labels as Transformers' two."""
+    missing = {"classifier": "model", "segmenter": "classifier"}[head]
+    names = {"classifier": ["cat", "dog"], "segmenter": NAMES}[head]
+    auto_class = {"classifier": CLASSIFIER, "segmenter": AutoModelForSemanticSegmentation}[head]
+    config = family.tiny_config(num_labels=2)
+    getattr(family, missing)(config).save_pretrained(tmp_path)
+    models = []
+    for process, seed in ((1, 0), (2, 0), (1, 1)):
+        torch.manual_seed(process)  # what a process drew before
+        models.append(open_model(auto_class, str(tmp_path), None, names, seed).state_dict())
+    torch.testing.assert_close(models[0], models[1], rtol=0, atol=0)
+    drawn = [name for name in models[0] if not models[0][name].equal(models[2][name])]
+    assert "classifier.weight" in drawn or "decode_head.lateral_convs.0.weight" in drawn
+    assert all(name.startswith(("classifier", "decode_head")) for name in drawn)
+
+
+def test_a_folder_without_a_norm_is_refused(tmp_path: Path) -> None:
+    """Of a PVT segmenter's folder as of its file: Transformers would draw what a classifier needs."""
+    saved(PVT, "segmenter", tmp_path)
+    with pytest.raises(ValueError, match=r"cannot start a PvtForImageClassification: it has no pvt\.encoder\."):
+        open_model(CLASSIFIER, str(tmp_path), None, NAMES, seed=0)
+
+
 def test_from_scratch(tmp_path: Path) -> None:
     PVT_V2.tiny_config().save_pretrained(tmp_path)
     first, again, other = (open_model(CLASSIFIER, None, str(tmp_path), NAMES, seed=seed) for seed in (0, 0, 1))

@@ -2,10 +2,13 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, P2T, PVT, PVT_V2, PVT_V2_LINEAR, Family
+from run_image_classification import RECIPES
+from run_semantic_segmentation import RECIPES as SCENES
 from torch import nn
 from training.optimization import Schedule, parameter_groups, set_learning_rate
 
@@ -42,6 +45,23 @@ def test_what_has_no_decay(family: Family, head: str) -> None:
         positions = [name for name in decays if name.endswith("position_embeddings")]
         assert len(positions) == 4 and any(name.endswith("cls_token") for name in decays) == (head == "classifier")
         assert not decaying & {*positions}
+
+
+def test_what_decays_in_the_published_runs() -> None:
+    """On ImageNet PVT's four position embeddings, but not the class token; on ADE20K every weight."""
+    model = build(PVT, "classifier")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def decaying(recipe: dict[str, Any]) -> set[str]:
+        groups = parameter_groups(model, 0.05, without_decay=recipe["without_decay"])
+        return {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+
+    imagenet, ade20k = decaying(RECIPES["pvt-imagenet"]), decaying(SCENES["ade20k"])
+    ours = decaying(RECIPES["finetune"])
+    assert ours < imagenet < ade20k == {*names.values()}
+    more = sorted(imagenet - ours)
+    assert more == [f"pvt.encoder.layers.{n}.patch_embedding.position_embeddings" for n in range(4)]
+    assert "cls_token" in {name.rpartition(".")[2] for name in ade20k - imagenet}
 
 
 def test_frozen_parameters_are_in_no_group() -> None:

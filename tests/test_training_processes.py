@@ -12,15 +12,18 @@ from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from classification_runs import ENVIRONMENT, SCRIPT, digits, flags, launch, results, run, too_small, weights
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from training import launch as launch_module
 from training.arguments import DataArguments, RunArguments
 from training.feed import Feed
 from training.images import BadImageError, decode_image
 from training.labelled_images import Labels, Rows
-from training.launch import TrainingError, lost_processes, sentence
+from training.launch import TrainingError, lost_processes, run_main, sentence, share_of_cores
 from training.samples import Sample
 from training.sources import open_split
 
@@ -94,6 +97,21 @@ def test_slurm_s_tasks_and_idle_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lost_processes(1, []) is None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert str(lost_processes(1, [])).startswith("one process is running, on one of 4 GPUs (")
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(8, 1, 8), (8, 3, 2), (1, 4, 1)])
+def test_as_many_workers_as_cores(cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this process may use, shared by the machine's processes; by default."""
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert share_of_cores() == workers
+
+
+def test_default_workers_read(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [0], raising=False)
+    values = {"from_scratch": tiny, "max_steps": 1, "per_device_train_batch_size": 8, "dataloader_num_workers": None}
+    record = run(flags(digits(tmp_path / "data", 48, 8), tmp_path / "out", **values))
+    assert record["arguments"]["dataloader_num_workers"] == 1 and record["metrics"]["examples"] == 8
 
 
 def test_the_launcher_s_silence_is_broken(tiny: str, tmp_path: Path) -> None:
@@ -260,3 +278,24 @@ def test_errors_of_workers_are_one_sentence() -> None:
     )
     assert sentence(BadImageError(wrapped)) == "a.png is empty."
     assert sentence(TrainingError("two\n lines")) == "two lines"
+
+
+@pytest.mark.parametrize("launcher", ["", "python bin/accelerate launch run.py", "torchrun run.py"])
+def test_an_error_is_told_beside_the_launchers(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun gives our sentence as the root cause; of accelerate's own traceback we say that it is that."""
+
+    def fails() -> None:
+        raise ValueError("there is no folder.")
+
+    report = tmp_path / "error.json"
+    monkeypatch.setattr(launch_module, "parent_command_lines", lambda: [["bash"], launcher.split()])
+    if "torchrun" in launcher:
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(report))
+    with pytest.raises(SystemExit, match="1"):
+        run_main(fails)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: there is no folder." and len(lines) == (2 if "accelerate" in launcher else 1)
+    if "torchrun" in launcher:
+        assert ProcessFailure(0, 1, 1, str(report)).message == "there is no folder."

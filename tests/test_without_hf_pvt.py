@@ -4,16 +4,17 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import P2T, PVT, PVT_V2
+from families import FASTER_RCNN, MASK_RCNN, P2T, PVT, PVT_V2, RETINANET, tiny_detector
 from test_conversion import checkpoint, run, tiny
 from transformers import AutoImageProcessor
+
+import hf_pvt
 
 MODELS = {
     "pvt": (PVT, "classifier"),
@@ -63,6 +64,19 @@ torch.save(found, f"{folder}/found.pt")
 """
 
 
+def run_elsewhere(folder: Path, script: str, *arguments: str) -> None:
+    """In the environment of `folder`."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    result = subprocess.run(
+        [folder / "venv" / "bin" / "python", "-c", script, *arguments],
+        env=environment | {"HF_HOME": str(folder / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The folders that convert.py writes, opened in the other environment."""
@@ -77,16 +91,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     packages = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
     ).stdout.strip()
-    (Path(packages) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    result = subprocess.run(
-        [python, "-c", OPEN, str(folder), ",".join(REMOTE), ",".join(MODELS)],
-        env=environment | {"HF_HOME": str(folder / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    (Path(packages) / "libraries.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    run_elsewhere(folder, OPEN, str(folder), ",".join(REMOTE), ",".join(MODELS))
     return {"folder": folder, "found": torch.load(folder / "found.pt", weights_only=True)}
 
 
@@ -129,3 +135,54 @@ def test_the_interpreter_is_this_one(elsewhere: dict[str, Any]) -> None:
         text=True,
     ).stdout.strip()
     assert prefix == f"{sys.base_prefix} {sys.version}"
+
+
+DETECTORS = {"retinanet": (RETINANET, "p2t"), "mask_rcnn": (MASK_RCNN, "pvt_v2"), "faster_rcnn": (FASTER_RCNN, "swin")}
+
+OPEN_DETECTORS = """
+import importlib.util, sys
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, AutoModelForObjectDetection, pipeline
+
+assert importlib.util.find_spec("hf_pvt") is None
+folder, found = sys.argv[1], {}
+images = torch.load(f"{folder}/images.pt", weights_only=True)
+photo = Image.linear_gradient("L").resize((90, 70)).convert("RGB")
+for name in sys.argv[2].split(","):
+    path, trust = f"{folder}/{name}", {"trust_remote_code": True}
+    model, problems = AutoModelForObjectDetection.from_pretrained(path, output_loading_info=True, **trust)
+    processor = AutoImageProcessor.from_pretrained(path, **trust)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+    assert not any(problems.values()), problems
+    with torch.no_grad():
+        output = model(images)
+    assert all(box["label"] in model.config.label2id for box in pipeline("object-detection", path, **trust)(photo))
+    if name == "mask_rcnn":
+        AutoModelForInstanceSegmentation.from_pretrained(path, **trust)
+        masks = pipeline("image-segmentation", path, **trust)(photo, subtask="instance", threshold=0.05)
+        assert masks and {mask["mask"].size for mask in masks} == {photo.size}, masks
+    found[name] = {key: value for key, value in output.items() if value is not None}
+    model.save_pretrained(f"{path}/again")
+torch.save(found, f"{folder}/found.pt")
+"""
+
+
+def test_detectors_elsewhere(elsewhere: dict[str, Any], tmp_path: Path) -> None:
+    """With the folder's own code: no key missing, the same outputs, pipelines, and what is saved from there opens."""
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    torch.save(images, tmp_path / "images.pt")
+    for name, (detector, backbone) in DETECTORS.items():
+        tiny_detector(detector, backbone).save_pretrained(tmp_path / name)
+        hf_pvt.detection_image_processor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(
+            tmp_path / name
+        )
+    run_elsewhere(elsewhere["folder"], OPEN_DETECTORS, str(tmp_path), ",".join(DETECTORS))
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    for name, (detector, backbone) in DETECTORS.items():
+        with torch.no_grad():
+            expected = tiny_detector(detector, backbone)(images)
+            again = detector.model.from_pretrained(tmp_path / name / "again")(images)
+        for key, value in expected.items():
+            assert found[name][key].equal(value) and again[key].equal(value), (name, key)

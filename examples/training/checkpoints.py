@@ -3,15 +3,19 @@
     output_dir/checkpoint-<step>              whole: complete.json lists every file with its size and hash
     output_dir/checkpoint-<step>.incomplete   being written, or being deleted, or left by a run that was killed
 
+The newest is the one that was written last, as its manifest's `number` tells: a run that continues from an earlier one
+leaves checkpoints of later steps behind, which are not its own.
+
 All processes of a run have to see the same `output_dir`.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,7 +69,7 @@ def save(
         if accelerator.is_main_process:
             for name, module in modules.items():
                 save_model(module, str(aside / f"{name}.safetensors"))
-            _seal(aside, {"step": step, **state})
+            _seal(aside, {"step": step, "number": 1 + max(map(_number, _sealed(output_dir)), default=0), **state})
             aside.rename(path)
             _sync(output_dir)
             _prune(output_dir, keep)
@@ -136,30 +140,43 @@ def torn(path: Path) -> str | None:
     return None
 
 
-def check_same_run(manifest: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
-    """That a run with the arguments `identity` continues the one that was saved.
+def changes(
+    manifest: dict[str, Any], identity: dict[str, Any], path: Path, allowed: Set[str] = frozenset()
+) -> dict[str, tuple[Any, Any]]:
+    """The arguments in `allowed` that a run with `identity` has otherwise than the one that was saved: before and now.
 
     Raises:
-        CheckpointError: naming the arguments that differ, which change the data's order or the schedule.
+        CheckpointError: naming the others that differ, which change the data's order or the schedule.
     """
     before = manifest["identity"]
     names = sorted(before.keys() | identity.keys())
-    changed = [
-        f"{name} was {before.get(name)} and is {identity.get(name)}"
-        for name in names
-        if before.get(name) != identity.get(name)
-    ]
-    if changed:
+    found = {name: (before.get(name), identity.get(name)) for name in names if before.get(name) != identity.get(name)}
+    refused = sorted(found.keys() - allowed)
+    if refused:
+        listing = "; ".join(f"{name} was {found[name][0]} and is {found[name][1]}" for name in refused)
         raise CheckpointError(
-            f"{path} belongs to another run: {'; '.join(changed)}. Resume with the same arguments, or start anew in "
-            "another --output_dir."
+            f"{path} belongs to another run: {listing}. Resume with the same arguments, or start anew in another "
+            "--output_dir."
         )
+    return found
 
 
 def _all(output_dir: Path) -> list[Path]:
-    """Folders with a checkpoint's name, the newest first."""
-    found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in output_dir.glob("checkpoint-*")}
-    return sorted((path for path in found if found[path]), key=lambda path: -int(found[path][1]))  # type: ignore[index]
+    """Folders with a checkpoint's name, the newest first; before them those whose manifest does not say."""
+    paths = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(paths, key=lambda path: (_number(path), int(path.name.split("-")[1])), reverse=True)
+
+
+def _sealed(output_dir: Path) -> list[Path]:
+    return [path for path in _all(output_dir) if _number(path) < math.inf]
+
+
+def _number(path: Path) -> float:
+    """The place of a checkpoint in the order of writing; infinity where its manifest cannot be read."""
+    try:
+        return _read_manifest(path)["number"]
+    except (OSError, ValueError, KeyError):
+        return math.inf
 
 
 def _seal(folder: Path, manifest: dict[str, Any]) -> None:
@@ -174,7 +191,7 @@ def _seal(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _prune(output_dir: Path, keep: int | None) -> None:
-    for path in _all(output_dir)[keep:] if keep else []:
+    for path in _sealed(output_dir)[keep:] if keep else []:
         _remove(path)
     for path in output_dir.glob(f"checkpoint-*{INCOMPLETE}"):
         _remove(path)

@@ -86,6 +86,10 @@ class Feed:
     def evaluation(self, images: Any, prepare: Prepare) -> Iterable[Sample] | None:
         """This process's share, each time anew; None without images."""
         if images is None:
+            logger.warning(
+                "there is no validation data, so nothing will be measured; for scores give --train_val_split 0.1, or "
+                "validation data of its own"
+            )
             return None
         batch = self.run.per_device_eval_batch_size or self.run.per_device_train_batch_size
         if is_stream(images):

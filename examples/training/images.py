@@ -1,4 +1,4 @@
-"""Decode one image strictly: as a viewer shows it, or a `BadImageError` that names the file and what is wrong.
+"""Decode one image strictly: as the processors read it, or a `BadImageError` that names the file and what is wrong.
 
 PIL opens more than one should train on: the first frame of an animation, a header that promises gigabytes, a file that
 ends in the middle (at the first access only). All of these are found here, in the process that reads the file.
@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from hf_pvt.image_inputs import as_rgb
+from hf_pvt.image_files import read_array
+from hf_pvt.image_inputs import image_size, readable
 
 # In each direction; a picture of one pixel's width is a tracking pixel or a placeholder.
 SMALLEST_SIDE = 2
@@ -32,18 +33,38 @@ class BadImageError(ValueError):
         return type(self), (self.file, self.reason)
 
 
-def decode_image(source: Source, name: str | None = None) -> Image.Image:
-    """An upright RGB image; `name` is for messages where the source has no path.
+def decode_image(source: Source, name: str | None = None, num_channels: int = 3) -> Any:
+    """An upright RGB image, or an array (H, W, C) for another number of channels: see `hf_pvt.image_inputs`.
+
+    Args:
+        name: for messages where the source has no path.
+        num_channels: of the model.
 
     Raises:
         BadImageError: the file is missing, empty, not an image, damaged or cut off, an animation, larger than PIL's
-            limit (refused from the header, before any pixel is decoded), or smaller than 2x2 pixels.
+            limit (refused from the header, before any pixel is decoded), smaller than 2x2 pixels, has other channels
+            or numbers that are no image's.
     """
-    image, name = open_image(source, name)
+    content, name = _content(source, name)
     try:
-        return as_rgb(image)
+        image: Any = read_array(content, num_channels)
+        if image is None:
+            image, name = open_image(content, name)
+        image = readable(image, num_channels)
+    except BadImageError:
+        raise
+    except ValueError as error:  # of `readable`, in a sentence
+        raise BadImageError(name, f"cannot be used: {str(error).rstrip('.')}") from error
     except Exception as error:  # a damaged file raises whatever the decoder stumbles over
         raise BadImageError(name, f"is damaged or cut off ({_first_line(error)})") from error
+    height, width = image_size(image)
+    if min(height, width) < SMALLEST_SIDE:
+        raise too_small(name, width, height)
+    return image
+
+
+def too_small(name: str, width: int, height: int) -> BadImageError:
+    return BadImageError(name, f"has {width}x{height} pixels, expected {SMALLEST_SIDE}x{SMALLEST_SIDE}")
 
 
 def open_image(source: Source, name: str | None = None) -> tuple[Image.Image, str]:
@@ -66,7 +87,7 @@ def open_image(source: Source, name: str | None = None) -> tuple[Image.Image, st
     except Exception as error:
         raise BadImageError(name, f"is damaged or cut off ({_first_line(error)})") from error
     if min(image.size) < SMALLEST_SIDE:
-        raise BadImageError(name, f"has {image.width}x{image.height} pixels, expected {SMALLEST_SIDE}x{SMALLEST_SIDE}")
+        raise too_small(name, *image.size)
     try:
         # MPO is a photograph as telephones write it: the other "frames" are previews and depth maps.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)

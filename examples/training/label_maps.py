@@ -1,7 +1,5 @@
 """Images with a label map each: folders, a CSV file, and data sets with columns."""
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,24 +8,22 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-import hf_pvt
-from hf_pvt.image_inputs import as_label_map
+from hf_pvt.image_inputs import as_label_map, image_size
 
 from . import sources
 from .arguments import DataArguments
 from .images import BadImageError, Source, decode_image, open_image
+from .label_values import LabelValues
+from .tables import rows_of
 
-IGNORED = 255
 # Folders of ADE20K and MMSegmentation, and those of the other layout.
 SPLITS = {
     "training": ("images/training", "annotations/training"),
     "validation": ("images/validation", "annotations/validation"),
 }
 PLAIN = ("images", "masks")
-# What the split column of a CSV file may say.
-SPLIT_NAMES = {"training": ("train", "training"), "validation": ("val", "validation"), "test": ("test", "testing")}
 MASK_COLUMNS = ("annotation", "mask", "label", "segmentation_mask")
 
 
@@ -66,39 +62,45 @@ class Rows:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads an example: an RGB image, and labels (H, W) of int64, `IGNORED` or in [0, num_labels).
+    """Reads an example: an image (see `decode_image`), and labels (H, W) as `labels` has them of the mask's values."""
 
-    With `reduce_labels` 0 is no label and becomes `IGNORED`, the others shift down by one, as ADE20K wants it.
-    """
+    labels: LabelValues
+    num_channels: int = 3
 
-    num_labels: int
-    reduce_labels: bool
-
-    def __call__(self, example: Example) -> tuple[Image.Image, NDArray[np.int64]]:
-        """Raises BadImageError: of the image or the mask, a mask that is missing or of another size, or its labels."""
-        image = decode_image(example.image, example.name)
-        if example.mask is None:
-            raise BadImageError(example.name, f"has no mask in {example.mask_name}")
-        mask, name = open_image(example.mask, example.mask_name)
+    def __call__(self, example: Example) -> tuple[Any, NDArray[np.int64]]:
+        """Raises BadImageError: of the image or the mask, a mask that is missing or of another size, or its values."""
+        image = decode_image(example.image, example.name, self.num_channels)
+        pixels, name = mask_pixels(example)
+        (height, width), size = pixels.shape, image_size(image)
+        if (height, width) != size:
+            raise BadImageError(name, f"is {width}x{height} pixels and its image {example.name} {size[1]}x{size[0]}")
         try:
-            labels = as_label_map(mask)
+            return image, self.labels.to_labels(pixels)
         except ValueError as error:
-            raise BadImageError(name, f"is no mask: {str(error).rstrip('.')}") from error
-        height, width = labels.shape
-        if (width, height) != image.size:
-            raise BadImageError(
-                name, f"is {width}x{height} pixels and its image {example.name} {image.width}x{image.height}"
-            )
-        return image, self.checked(labels, name)
+            raise BadImageError(name, str(error)) from error
 
-    def checked(self, labels: NDArray[np.int64], name: str) -> NDArray[np.int64]:
-        last = self.num_labels if self.reduce_labels else self.num_labels - 1
-        strangers = labels[(labels != IGNORED) & ((labels < 0) | (labels > last))]
-        if strangers.size:
-            raise BadImageError(name, f"holds label {strangers[0]}, expected 0 to {last}, or {IGNORED} for none")
-        if self.reduce_labels:
-            return np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
-        return labels
+
+def mask_pixels(example: Example) -> tuple[NDArray[np.int64], str]:
+    """The pixel values (H, W) of an example's mask, and its name; of a palette image the indices, of grey RGB the grey.
+
+    Raises BadImageError: there is no mask, it cannot be read, or is in colours.
+    """
+    if example.mask is None:
+        raise BadImageError(example.name, f"has no mask in {example.mask_name}")
+    mask, name = open_image(example.mask, example.mask_name)
+    try:
+        return as_label_map(_one_band(ImageOps.exif_transpose(mask))), name
+    except ValueError as error:
+        raise BadImageError(name, f"is no mask: {str(error).rstrip('.')}") from error
+
+
+def _one_band(mask: Image.Image) -> Image.Image:
+    """The first band of an opaque image whose colours are all grey, as many tools save masks; others as they are."""
+    if mask.mode not in ("LA", "RGB", "RGBA"):
+        return mask
+    *colours, alpha = mask.split() if mask.mode.endswith("A") else (*mask.split(), Image.new("L", mask.size, 255))
+    grey = all(band.tobytes() == colours[0].tobytes() for band in colours)
+    return colours[0] if grey and alpha.getextrema() == (255, 255) else mask
 
 
 def open_label_maps(data: DataArguments, mask_column: str | None, seed: int) -> tuple[Any, Any]:
@@ -130,7 +132,7 @@ def _open_split(data: DataArguments, mask_column: str | None, training: bool) ->
     if folder or (data.train_dir and has_splits(Path(data.train_dir))):
         return folder_pairs(Path(str(folder or data.train_dir)), split)
     if files and files[0].endswith(".csv"):
-        return csv_pairs([Path(file) for file in sources.expand(files)], split)
+        return csv_pairs([Path(file) for file in sources.expand(files)], split, default=split)
     if not training and not files and data.train_files and data.train_files[0].endswith(".csv"):
         return csv_pairs([Path(file) for file in sources.expand(data.train_files)], split) or None
     rows = sources.open_split(replace(data, image_column=data.image_column or "image"), training)
@@ -178,48 +180,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def csv_pairs(files: Sequence[Path], split: str) -> Pairs:
-    """Rows `image,mask[,split]` of files, relative to their folder; without a split column all rows are training's.
+def csv_pairs(files: Sequence[Path], split: str, default: str = "training") -> Pairs:
+    """Rows `image,mask[,split]` of files, relative to their folder; rows that name no split are those of `default`.
 
-    Raises ValueError for a file without these columns, or a split that is none of `SPLIT_NAMES`.
+    Raises ValueError for a file without these columns, or a split that is none of `tables.SPLIT_NAMES`.
     """
     pairs = Pairs()
     for file in files:
-        with open(file, newline="", encoding="utf-8") as content:
-            reader = csv.DictReader(content)
-            if not {"image", "mask"} <= set(reader.fieldnames or ()):
-                raise ValueError(
-                    f"{file} has the columns {reader.fieldnames}, expected image,mask or image,mask,split."
-                )
-            for row in reader:
-                name = row.get("split", "training")
-                if not any(name in names for names in SPLIT_NAMES.values()):
-                    raise ValueError(f"{file}, line {reader.line_num}: split {name!r} is none of {SPLIT_NAMES}.")
-                if name in SPLIT_NAMES[split]:
-                    pairs.add(file.parent / row["image"], file.parent / row["mask"] if row["mask"] else None, file)
+        for row, _ in rows_of(file, ("image", "mask"), split, default):
+            pairs.add(file.parent / row["image"], file.parent / row["mask"] if row["mask"] else None, file)
     return pairs
-
-
-def label_names(data: DataArguments, given: str | None) -> list[str]:
-    """Names of the labels in order: of a JSON file, a list or {"0": name, ...}, or "ade20k", or the data's labels.json.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: none is given, or the file holds something else.
-    """
-    if given == "ade20k":
-        return list(hf_pvt.ade20k_id2label().values())
-    own = data.train_dir or (data.train_files and str(Path(data.train_files[0]).parent)) or data.dataset_name
-    path = Path(given) if given else Path(str(own)) / "labels.json"
-    if not path.is_file():
-        if given:
-            raise FileNotFoundError(f"there is no file {path} of labels.")
-        raise ValueError(
-            'the labels have no names; write {"0": name, ...} to labels.json beside the data, or give --labels.'
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = content if isinstance(content, list) else [content[str(label)] for label in range(len(content))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} holds no names of labels, expected a list or {{"0": name, ...}} from 0.') from error
-    return [str(name) for name in names]

@@ -1,9 +1,11 @@
 """From a command line to an `Accelerator`, and from an error to one sentence."""
 
+import json
 import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +23,12 @@ from .checkpoints import CheckpointError
 
 logger = get_logger(__name__)
 
+LAUNCHER = re.compile(r"accelerate.*\blaunch\b|torchrun|torch\.distributed\.run")
 HOW_TO = "GPUs: accelerate launch --multi_gpu --num_processes N; CPU: ACCELERATE_USE_CPU=true before the same"
 
 
 def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator:
-    """This process's accelerator, with logging set up and lost processes warned of."""
+    """This process's accelerator, with logging set up and lost processes warned of; fills in the loader's workers."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for talkative in ("httpx", "accelerate", "torch", "fsspec"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
@@ -38,6 +41,8 @@ def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator
         log_with=run.report_to,
         project_dir=run.output_dir,
     )
+    if run.dataloader_num_workers is None:
+        run.dataloader_num_workers = share_of_cores()
     if accelerator.state.deepspeed_plugin is not None:
         # It would look for this in a prepared DataLoader, and ours deal the samples themselves.
         config = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -48,6 +53,13 @@ def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator
     if problem:
         logger.warning(problem)
     return accelerator
+
+
+def share_of_cores() -> int:
+    """The cores that this process may run on, divided by the processes of this machine."""
+    # Where a container or SLURM allows fewer cores than there are, more workers would only wait for each other.
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def parent_command_lines() -> list[list[str]]:
@@ -78,7 +90,7 @@ def lost_processes(num_processes: int, command_lines: list[list[str]]) -> str | 
 def _processes_of(command_line: list[str]) -> int:
     """How many processes a launcher's command line, or its configuration file, asks for."""
     line = " ".join(command_line)
-    if not re.search(r"accelerate.*\blaunch\b|torchrun|torch\.distributed\.run", line):
+    if not LAUNCHER.search(line):
         return 1
     per_node = re.search(r"--nproc[_-]per[_-]node[ =](\d+)", line)
     nodes = re.search(r"--nnodes[ =](\d+)(?!\S*:)", line)
@@ -103,7 +115,8 @@ EXPECTED = (ValueError, OSError, ImportError, CheckpointError, TrainingError)
 def run_main(main: Callable[[], object]) -> None:
     """Call `main`; an expected error becomes one line on stderr, and the exit status 1.
 
-    HF_PVT_TRACEBACK=1 in the environment shows where it came from.
+    A launcher prints a traceback of its own below, which is to say the same, or to be known for what it is.
+    HF_PVT_TRACEBACK=1 in the environment shows where the error came from.
     """
     try:
         main()
@@ -111,6 +124,11 @@ def run_main(main: Callable[[], object]) -> None:
         if os.environ.get("HF_PVT_TRACEBACK"):
             raise
         sys.stderr.write(f"error: {sentence(error)}\n")
+        report = os.environ.get("TORCHELASTIC_ERROR_FILE")  # what torchrun gives as the root cause
+        if report:
+            Path(report).write_text(json.dumps({"message": sentence(error), "timestamp": int(time.time())}))
+        elif any(LAUNCHER.search(" ".join(line)) for line in parent_command_lines()):
+            sys.stderr.write("The traceback below is the launcher's and says no more; --quiet leaves it out.\n")
         sys.exit(1)
 
 

@@ -4,7 +4,7 @@ Steps count from 1 in messages and names: `checkpoint-10` is the state after ten
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,26 +12,23 @@ from typing import Any, Protocol
 import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from hf_pvt.counting_metric import CountingMetric, Counts
 
 from . import checkpoints
-from .arguments import OptimizationArguments, RunArguments, every
+from .arguments import CHANGEABLE, UNDECAYED, OptimizationArguments, RunArguments, every
 from .launch import TrainingError
-from .optimization import Schedule, parameter_groups, set_learning_rate
+from .optimization import Schedule, moving_average, parameter_groups, set_learning_rate
 from .order import Purpose, derived_seed
 from .samples import Sample
 
 logger = get_logger(__name__)
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class Task(Protocol):
@@ -42,6 +39,12 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
         """The mean loss of a batch on the device. It may draw from PyTorch's generators."""
+
+    def shares(self, batches: Sequence[Sample]) -> Iterable[float | Tensor]:
+        """What each of a step's batches weighs in the mean over all of them and all processes: 1 where all are alike.
+
+        The batches are not on the device yet.
+        """
 
     def count(self, model: nn.Module, batch: Sample) -> Counts:
         """`metric.count` of those samples of a batch on the device that are `counted`."""
@@ -72,7 +75,7 @@ class Loop:
         self.output_dir = Path(run.output_dir)
         self.checkpoint_every = every(run.checkpointing_steps, steps_per_epoch, "checkpointing_steps")
         self.evaluate_every = every(run.eval_steps, steps_per_epoch, "eval_steps")
-        self.average = self._moving_average(model)
+        self.average = moving_average(model, optimization.ema_decay, accelerator)
         self.model, self.optimizer = self._prepare(model)
         # Trackers take plain values only.
         plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in identity.items()}
@@ -81,14 +84,7 @@ class Loop:
         self.losses: list[Tensor] = []  # of the steps since the last look, on the device
         self.bad: dict[str, str] = {}
         self.metrics: dict[str, Any] = {}
-
-    def _moving_average(self, model: nn.Module) -> AveragedModel | None:
-        if self.optimization.ema_decay is None:
-            return None
-        if self.accelerator.distributed_type in SHARDED:
-            raise ValueError("--ema_decay needs whole weights in every process; leave it out with FSDP or DeepSpeed.")
-        decay = get_ema_multi_avg_fn(self.optimization.ema_decay)
-        return AveragedModel(model, device=self.accelerator.device, multi_avg_fn=decay)
+        self.changes: list[dict[str, Any]] = []  # of the arguments, on the way
 
     def _prepare(self, model: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
         run, optimization = self.run, self.optimization
@@ -99,7 +95,8 @@ class Loop:
             model.to(memory_format=torch.channels_last)
         if run.compile:
             model.compile()  # in place: the names of the weights stay
-        groups = parameter_groups(model, optimization.weight_decay or 0.0, optimization.layer_decay or 1.0)
+        decay, layer_decay = optimization.weight_decay or 0.0, optimization.layer_decay or 1.0
+        groups = parameter_groups(model, decay, layer_decay, optimization.without_decay or UNDECAYED)
         optimizer = torch.optim.AdamW(groups, lr=self.schedule.peak)
         return self.accelerator.prepare(model.train(), optimizer)
 
@@ -131,18 +128,15 @@ class Loop:
     def _one_step(self, batches: Iterator[Sample]) -> None:
         set_learning_rate(self.optimizer, self.schedule(self.step))
         accumulation = self.run.gradient_accumulation_steps
+        parts = [self._next(batches) for _ in range(accumulation)]
         losses = []
-        for micro in range(accumulation):
-            batch = next(batches, None)
-            if batch is None:
-                raise TrainingError(f"the data ended in step {self.step + 1} of {self.schedule.total_steps}.")
-            self.bad |= batch.pop("bad")
+        for micro, (batch, share) in enumerate(zip(parts, self.task.shares(parts), strict=True)):
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             # Drop path, dropout and mixing: a function of the place, as all randomness.
             place = (self.step * accumulation + micro, self.accelerator.process_index)
             torch.manual_seed(derived_seed(self.optimization.seed, Purpose.STEP, *place))
             with self.accelerator.accumulate(self.model):
-                loss = self.task.loss(self.model, batch)
+                loss = share * self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients and self.optimization.max_grad_norm:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.max_grad_norm)
@@ -152,6 +146,13 @@ class Loop:
         self.losses.append(torch.stack(losses).mean())
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+
+    def _next(self, batches: Iterator[Sample]) -> Sample:
+        batch = next(batches, None)
+        if batch is None:
+            raise TrainingError(f"the data ended in step {self.step + 1} of {self.schedule.total_steps}.")
+        self.bad |= batch.pop("bad")
+        return batch
 
     def look_at_losses(self) -> float | None:
         """The last step's loss over all processes; waits for the device.
@@ -174,7 +175,8 @@ class Loop:
         last = f"the last good checkpoint is {found[0]}" if found else "there is no checkpoint"
         return TrainingError(
             f"{what} in step {step + 1}, at learning rate {self.schedule(step):.3g}; {last}. Lower --learning_rate, "
-            "clip with --max_grad_norm, or train in bf16 in place of fp16."
+            "clip with --max_grad_norm, or train in bf16 in place of fp16"
+            + (", and continue from there or earlier with --resume_changed." if found else ".")
         )
 
     def _log(self, bar: tqdm) -> None:
@@ -207,7 +209,9 @@ class Loop:
         with self._off_the_clock():
             self.metrics = self._scores(self.model if self.average is None else self.average.module)
         numbers = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
-        logger.info(f"step {self.step}: {', '.join(f'{name} {value:.4f}' for name, value in numbers.items())}")
+        remarks = {name: f" ({remark})" for name, remark in self.metrics.get("remarks", {}).items()}
+        scores = ", ".join(f"{name} {value:.4f}{remarks.get(name, '')}" for name, value in numbers.items())
+        logger.info(f"step {self.step}: {scores}")
         self.accelerator.log(numbers, step=self.step)
 
     @torch.no_grad()
@@ -242,7 +246,8 @@ class Loop:
         if not self._weights_are_finite():
             raise self._not_finite("the weights are no longer finite after an update", self.step - 1)
         self._gather_bad()
-        state = {"identity": self.identity, "seconds": self.seconds, "bad_images": self.bad, "metrics": self.metrics}
+        state = {"identity": self.identity, "changes": self.changes, "seconds": self.seconds}
+        state |= {"bad_images": self.bad, "metrics": self.metrics}
         keep = self.run.checkpoints_total_limit
         with self._off_the_clock():
             checkpoints.save(self.accelerator, self.output_dir, self.step, state, keep, self._more_weights())
@@ -274,11 +279,14 @@ class Loop:
             logger.info(f"no checkpoint in {self.output_dir}: starting at the first step")
             return
         path, manifest = found
-        checkpoints.check_same_run(manifest, self.identity, path)
+        changes = checkpoints.changes(manifest, self.identity, path, CHANGEABLE if run.resume_changed else set())
         checkpoints.load(self.accelerator, path, self._more_weights())
         self.accelerator.step = 0  # micro-batches since the last step of the optimizer
         self.step, self.seconds = manifest["step"], manifest["seconds"]
-        self.bad, self.metrics = manifest["bad_images"], manifest["metrics"]
+        self.bad, self.metrics, self.changes = manifest["bad_images"], manifest["metrics"], manifest["changes"]
+        if changes:
+            self.changes.append({"after_step": self.step, "was_and_is": changes})
+            logger.warning(f"going on with changes: {', '.join(f'{n} {a} -> {b}' for n, (a, b) in changes.items())}")
         logger.info(f"continuing after step {self.step}, from {path}")
 
     def final_weights(self) -> dict[str, Tensor]:

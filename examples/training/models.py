@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def open_model(
     Args:
         start: a Hub id, a folder, or a published .pth or .safetensors. Weights that the model has not are dropped;
             its classifier is fresh where the labels are others, a segmenter's decoder where there is none.
-        scratch: a variant's name, or a folder or file with a configuration; its weights follow from `seed`.
+        scratch: a variant's name, or a folder or file with a configuration.
+        seed: all fresh weights follow from it.
         keep_classifier: the checkpoint's labels are these, under other names.
         fields: of the configuration, where they are not None.
 
@@ -54,7 +55,7 @@ def open_model(
     if Path(str(start)).is_file():
         model = hf_pvt.load_original(str(start), **fields)
     else:
-        model = auto_class.from_pretrained(start, dtype=torch.float32, **fields)
+        model = _pretrained(auto_class, str(start), seed, fields)
     if not isinstance(model, auto_class._model_mapping[type(model.config)]):
         return _with_labels(model, auto_class, labels, seed, str(start))
     have = list(model.config.id2label.values())
@@ -82,6 +83,24 @@ def _fresh(auto_class: Any, config: Any, seed: int) -> PreTrainedModel:
     return auto_class.from_config(config, dtype=torch.float32)
 
 
+def _pretrained(auto_class: Any, start: str, seed: int, fields: dict[str, Any]) -> PreTrainedModel:
+    """A model of Transformers; a head that the checkpoint has not is drawn from `seed`.
+
+    Raises:
+        ValueError: other weights are missing, which Transformers would draw as well.
+    """
+    torch.manual_seed(derived_seed(seed, Purpose.MODEL))
+    model, report = auto_class.from_pretrained(start, dtype=torch.float32, output_loading_info=True, **fields)
+    _check_missing(report["missing_keys"], model, start)
+    return model
+
+
+def _check_missing(names: Iterable[str], model: PreTrainedModel, start: str) -> None:
+    missing = sorted(name for name in names if not FRESH.search(name))
+    if missing:
+        raise ValueError(f"{start} cannot start a {type(model).__name__}: it has no {', '.join(missing[:4])}.")
+
+
 def _with_labels(
     model: PreTrainedModel, auto_class: Any, labels: dict[str, Any], seed: int, start: str
 ) -> PreTrainedModel:
@@ -93,9 +112,7 @@ def _with_labels(
     prefix = "" if model.base_model is not model else f"{model.base_model_prefix}."
     theirs = {f"{prefix}{name}": weight for name, weight in model.state_dict().items() if not LABELLED.search(name)}
     ours = fresh.state_dict()
-    missing = [name for name in ours if name not in theirs and not FRESH.search(name)]
-    if missing:
-        raise ValueError(f"{start} cannot start a {type(fresh).__name__}: it has no {', '.join(missing[:4])}.")
+    _check_missing(ours.keys() - theirs.keys(), fresh, start)
     fresh.load_state_dict({name: theirs.get(name, weight) for name, weight in ours.items()})
     logger.info(
         f"the classifier is new, for {len(labels['id2label'])} labels; all other weights that fit are {start}'s"

@@ -1,26 +1,29 @@
-"""Parameter groups of AdamW, and learning rates as a function of the step."""
+"""Parameter groups of AdamW, learning rates as a function of the step, and the moving average of the weights."""
 
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .arguments import OptimizationArguments
-
-# Beside all vectors (biases, norms), which are told by their one dimension.
-WITHOUT_DECAY = ("position_embeddings", "cls_token")
+from .arguments import UNDECAYED, OptimizationArguments
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, without_decay: Sequence[str] = UNDECAYED
+) -> list[dict[str, Any]]:
     """Groups for an optimizer: each trainable parameter in exactly one, with its `weight_decay` and `lr_scale`.
 
     Args:
         model: a pyramid, with or without a head.
-        weight_decay: of all but biases, norms, position embeddings and the class token.
+        without_decay: "vectors" by their one dimension, all others by their name.
         layer_decay: the rate falls by this factor from the head to the last block, and from each block to the one
             before it (arXiv 2106.08254). A patch embedding, and what the blocks of a stage share, have the rate of the
             stage's first block, the first patch embedding one factor less; a stage's norm has its last block's.
@@ -29,8 +32,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(WITHOUT_DECAY)
-            key = (layer_decay ** (depth_of.head - depth_of(name)), weight_decay if decays else 0.0)
+            kind = "vectors" if parameter.ndim == 1 else name.rpartition(".")[2]
+            key = (layer_decay ** (depth_of.head - depth_of(name)), 0.0 if kind in without_decay else weight_decay)
             groups[key].append(parameter)
     return [{"params": params, "lr_scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
 
@@ -96,6 +99,22 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """The rate of each group: this one times the group's scale. There is no scheduler, so no state of one to save."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
+
+
+def moving_average(model: nn.Module, decay: float | None, accelerator: Accelerator) -> AveragedModel | None:
+    """The average of the weights that each `update_parameters` moves, None without a decay.
+
+    Raises:
+        ValueError: the weights are sharded.
+    """
+    if decay is None:
+        return None
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError("--ema_decay needs whole weights in every process; leave it out with FSDP or DeepSpeed.")
+    average = AveragedModel(model, device=accelerator.device, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    # As accelerate does with the model that it prepares: logits in float32, whatever the precision of the products.
+    average.module.forward = convert_outputs_to_fp32(average.module.forward)
+    return average
 
 
 def run_length(optimization: OptimizationArguments, steps_per_epoch: int | None) -> tuple[int, int]:

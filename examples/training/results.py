@@ -21,6 +21,7 @@ from hf_pvt.variants import WEIGHTS_LICENSES
 
 from .arguments import DataArguments, data_name
 from .loop import Loop
+from .whole_files import write_whole
 
 logger = get_logger(__name__)
 
@@ -55,7 +56,11 @@ def finish(
         numbers = {name: value for name, value in loop.metrics.items() if isinstance(value, float)}
         name = arguments["hub_model_id"] or loop.output_dir.absolute().name
         facts = _facts(loop.identity) | {"steps": steps, "processes": processes}
-        card = model_card(name, arguments["hub_model_id"], model, task, start, data, numbers, facts)
+        remarks = loop.metrics.get("remarks", {})
+        for change in loop.changes:
+            before = ", ".join(f"{name} {was}" for name, (was, _) in change["was_and_is"].items())
+            facts[f"up to step {change['after_step']}"] = before
+        card = model_card(name, arguments["hub_model_id"], model, task, start, data, numbers, remarks, facts)
         folder = loop.output_dir / "model"
         save_model(model, weights, processor, card, folder)
         results = {
@@ -67,6 +72,7 @@ def finish(
             "images_per_second": images / loop.seconds if loop.seconds else None,
             "peak_memory_gib": loop.memory(),
             "bad_images": loop.bad,
+            "changes": loop.changes,
             "versions": versions(),
             "arguments": arguments,
         }
@@ -91,11 +97,8 @@ def _facts(identity: dict[str, Any]) -> dict[str, Any]:
 
 def write_results(output_dir: Path, results: dict[str, Any]) -> None:
     """`results.json`, at once; a score that is not a number becomes null."""
-    path = output_dir / "results.json"
-    aside = path.with_suffix(".incomplete")
     output_dir.mkdir(parents=True, exist_ok=True)
-    aside.write_text(json.dumps(_plain(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(output_dir / "results.json", (json.dumps(_plain(results), indent=2, allow_nan=False) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:
@@ -109,14 +112,17 @@ def _plain(value: Any) -> Any:
 def save_model(
     model: PreTrainedModel, weights: dict[str, Tensor], processor: BaseImageProcessor, card: str, folder: Path
 ) -> None:
-    """The model with `weights`, its processor and its card, written aside and put in place at once."""
-    aside = folder.with_name(folder.name + ".incomplete")
+    """The model with `weights`, its processor and its card, written aside; the folder that was there goes last."""
+    aside, previous = (folder.with_name(folder.name + suffix) for suffix in (".incomplete", ".previous"))
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     (aside / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
     aside.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def model_card(
@@ -127,6 +133,7 @@ def model_card(
     start: str | None,
     data: DataArguments,
     metrics: dict[str, float],
+    remarks: dict[str, str],
     run: dict[str, Any],
 ) -> str:
     """A card in Markdown.
@@ -136,6 +143,7 @@ def model_card(
         task: the pipeline's tag, such as "image-classification".
         start: the checkpoint or repository that training started from, None from scratch.
         metrics: our own measurements on the validation data, which go into the index of results.
+        remarks: what has to stand beside a metric, such as the labels that it is over.
         run: facts of the run, one line each.
     """
     family = model.config.model_type
@@ -147,7 +155,8 @@ def model_card(
     if data.dataset_name:
         header["datasets"] = [data.dataset_name]
     if metrics:
-        results = [{"type": metric, "value": value} for metric, value in metrics.items()]
+        titles = {metric: f"{metric} ({remarks[metric]})" if metric in remarks else metric for metric in metrics}
+        results = [{"type": metric, "name": titles[metric], "value": value} for metric, value in metrics.items()]
         entry = {
             "task": {"type": task},
             "dataset": {"name": data_name(data), "type": data_name(data)},
@@ -165,6 +174,7 @@ def model_card(
         start=start,
         data=data_name(data),
         metrics=metrics,
+        remarks=remarks,
         run=run,
         non_commercial="-nc-" in licence,
     )

@@ -1,18 +1,22 @@
 """What the published segmentation recipe does to an image and its label map, as in MMSegmentation.
 
-Images are RGB of PIL, label maps (H, W) of int64. All chance is PyTorch's CPU generator's.
+Images are RGB of PIL, or arrays (H, W, C) of other channels; label maps (H, W) of int64. All
+chance is PyTorch's CPU generator's.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from hf_pvt.image_inputs import image_size
 from hf_pvt.image_processing_pvt import nearest
+from hf_pvt.resampling import resized
 
-from .label_maps import IGNORED
+from .label_values import NO_LABEL
 
 LabelMap = NDArray[np.int64]
 TRIES = 10
@@ -28,18 +32,24 @@ def chance(probability: float = 0.5) -> bool:
 
 @dataclass(frozen=True)
 class RandomScale:
-    """The ratio is kept; `shorter` or `longer`, times a factor from [lowest, highest], is reached in one dimension."""
+    """The ratio is kept; `shorter` or `longer`, times a factor from [lowest, highest], is reached in one dimension.
+
+    With `published_resampling` as OpenCV resizes, which the published runs used; else by PIL, with antialiasing.
+    """
 
     shorter: int
     longer: int
     lowest: float
     highest: float
+    published_resampling: bool = False
 
-    def __call__(self, image: Image.Image, labels: LabelMap) -> tuple[Image.Image, LabelMap]:
+    def __call__(self, image: Any, labels: LabelMap) -> tuple[Any, LabelMap]:
         factor = uniform(self.lowest, self.highest)
-        scale = factor * min(self.shorter / min(image.size), self.longer / max(image.size))
-        width, height = (max(1, int(side * scale + 0.5)) for side in image.size)
-        return image.resize((width, height), Image.Resampling.BILINEAR), nearest(labels, (height, width))
+        sides = image_size(image)
+        scale = factor * min(self.shorter / min(sides), self.longer / max(sides))
+        height, width = (max(1, int(side * scale + 0.5)) for side in sides)
+        scaled = resized(image, (height, width), published=self.published_resampling)
+        return scaled, nearest(labels, (height, width))
 
 
 @dataclass(frozen=True)
@@ -51,18 +61,21 @@ class RandomCrop:
 
     size: int
     most: float
+    ignored: int = NO_LABEL
 
-    def __call__(self, image: Image.Image, labels: LabelMap) -> tuple[Image.Image, LabelMap]:
+    def __call__(self, image: Any, labels: LabelMap) -> tuple[Any, LabelMap]:
         for _ in range(TRIES):
             top, left = (int(torch.randint(max(0, side - self.size) + 1, ())) for side in labels.shape)
             crop = labels[top : top + self.size, left : left + self.size]
             if self.is_mixed(crop):
                 break
         height, width = crop.shape
-        return image.crop((left, top, left + width, top + height)), crop
+        if isinstance(image, Image.Image):
+            return image.crop((left, top, left + width, top + height)), crop
+        return image[top : top + height, left : left + width], crop
 
     def is_mixed(self, labels: LabelMap) -> bool:
-        counts = np.unique(labels[labels != IGNORED], return_counts=True)[1]
+        counts = np.unique(labels[labels != self.ignored], return_counts=True)[1]
         return len(counts) > 1 and counts.max() / counts.sum() < self.most
 
 
@@ -108,12 +121,15 @@ def in_hsv(image: Image.Image, saturation: float = 1.0, turns: float = 0.0) -> I
     return Image.merge("HSV", (hues, saturations, values)).convert("RGB")
 
 
-def flip(image: Image.Image, labels: LabelMap) -> tuple[Image.Image, LabelMap]:
-    return ImageOps.mirror(image), labels[:, ::-1]
+def flip(image: Any, labels: LabelMap) -> tuple[Any, LabelMap]:
+    mirrored = ImageOps.mirror(image) if isinstance(image, Image.Image) else image[:, ::-1].copy()
+    return mirrored, labels[:, ::-1]
 
 
-def pad(pixel_values: torch.Tensor, labels: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised pixels (3, h, w) and labels (h, w) at the top left of a square: zeros, and `IGNORED`."""
+def pad(
+    pixel_values: torch.Tensor, labels: torch.Tensor, size: int, ignored: int = NO_LABEL
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised pixels (C, h, w) and labels (h, w) at the top left of a square: zeros, and `ignored`."""
     space = (0, size - labels.shape[1], 0, size - labels.shape[0])
     padded = torch.nn.functional.pad
-    return padded(pixel_values, space), padded(labels, space, value=IGNORED)
+    return padded(pixel_values, space), padded(labels, space, value=ignored)

@@ -102,8 +102,10 @@ def held_out(examples: Any, data: DataArguments, seed: int) -> tuple[Any, Any]:
     """The examples to train on, and the share `data.train_val_split` of them to validate on; None without one.
 
     Raises:
-        ValueError: a stream, which has no length to take a share of.
+        ValueError: a share that is none, or one of a stream, which has no length.
     """
+    if not 0 <= (data.train_val_split or 0) < 1:
+        raise ValueError(f"--train_val_split is {data.train_val_split}, expected a share from 0 to below 1.")
     if not data.train_val_split:
         return examples, None
     if data.streaming:

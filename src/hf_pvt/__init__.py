@@ -21,6 +21,8 @@ from .detection.original_detectors import register_original_detectors as _regist
 from .detection.published_detectors import PUBLISHED_DETECTORS, detector_config
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
+    PvtImageProcessor,
+    PvtImageProcessorPil,
     PvtSegmentationImageProcessor,
     PvtSegmentationImageProcessorPil,
     classification_image_processor,
@@ -70,6 +72,8 @@ __all__ = [
     "PvtDetectionImageProcessor",
     "PvtForImageClassification",
     "PvtForSemanticSegmentation",
+    "PvtImageProcessor",
+    "PvtImageProcessorPil",
     "PvtModel",
     "PvtPreTrainedModel",
     "PvtSegmentationImageProcessor",

@@ -20,10 +20,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
-from .image_processing_pvt import PvtSegmentationImageProcessor, PvtSegmentationImageProcessorPil
+from .image_processing_pvt import (
+    PvtImageProcessor,
+    PvtImageProcessorPil,
+    PvtSegmentationImageProcessor,
+    PvtSegmentationImageProcessorPil,
+)
 from .modeling_p2t import P2tBackbone, P2tForImageClassification, P2tForSemanticSegmentation, P2tModel
 from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtForSemanticSegmentation, PvtModel
 from .modeling_pvt_v2 import PvtV2Backbone, PvtV2ForImageClassification, PvtV2ForSemanticSegmentation, PvtV2Model
+from .pipelines import register_pipelines
 
 AUTO_CLASSES: dict[type[PreTrainedConfig], dict[Any, type[PreTrainedModel]]] = {
     PvtConfig: {
@@ -59,9 +65,13 @@ def register() -> None:
         MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[f"hf_pvt:{config_class.model_type}"] = segmenter.__name__
     # A preprocessor_config.json names its class, which Transformers finds among all that are registered, by whichever
     # configuration; P2T's alone has none in Transformers.
-    backends: dict[str, type] = {
+    segmentation: dict[str, type] = {
         "torchvision": PvtSegmentationImageProcessor,
         "pil": PvtSegmentationImageProcessorPil,
     }
+    classification: dict[str, type] = {"torchvision": PvtImageProcessor, "pil": PvtImageProcessorPil}
     if not hasattr(AutoImageProcessor, "is_dummy"):  # as in older Transformers without torchvision
-        AutoImageProcessor.register(P2tConfig, image_processor_classes=backends, exist_ok=True)
+        AutoImageProcessor.register(P2tConfig, image_processor_classes=segmentation, exist_ok=True)
+        for config_class in (PvtConfig, PvtV2Config):
+            AutoImageProcessor.register(config_class, image_processor_classes=classification, exist_ok=True)
+    register_pipelines()

@@ -1,8 +1,6 @@
 """Image processors: the published evaluation of classifiers, and images with label maps for segmenters.
 
-Classification uses Transformers' own `PvtImageProcessor` with the published settings, so that preprocessor_config.json
-means the same where this package is not installed. Transformers' defaults squash an image to 224x224, which is not what
-the papers evaluate.
+Transformers' defaults squash an image to 224x224, which is not what the papers evaluate.
 """
 
 import math
@@ -11,17 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PvtImageProcessor, PvtImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_utils import SizeDict, torch_pil_interpolation_mapping
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    SizeDict,
+)
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from .image_inputs import as_label_map, as_list, check_sizes, readable
+from .image_inputs import as_label_map, as_list, check_sizes, flat_list, image_size, readable
 from .remote_code import write_remote_code
+from .resampling import resized
 
 # Share of the resized image's shorter side that the centre crop keeps: 224 of 256 pixels.
 CROP_RATIO = 0.875
@@ -29,32 +32,109 @@ CROP_RATIO = 0.875
 LOGITS_AT_ONCE = 2**22
 
 
-def classification_image_processor(crop_size: int = 224) -> BaseImageProcessor:
+def classification_image_processor(crop_size: int = 224, num_channels: int = 3, **settings: Any) -> BaseImageProcessor:
     """The published evaluation: shorter side to crop_size / 0.875 (224: 256, 384: 438), bicubic, then a centre crop.
 
-    Images come out as (3, crop_size, crop_size) floats, normalised by ImageNet's mean and standard deviation. Of the
-    backends torchvision is taken where it is installed, PIL elsewhere. Where the margin is odd, Transformers' crop may
-    lie one pixel beside torchvision's, with which the papers evaluated (it truncates, torchvision rounds).
+    Images come out as (num_channels, crop_size, crop_size) floats, normalised by `channel_statistics`. Of the backends
+    torchvision is taken where it is installed, PIL elsewhere. Where the margin is odd, Transformers' crop may lie one
+    pixel beside torchvision's, with which the papers evaluated (it truncates, torchvision rounds).
+
+    Args:
+        settings: fields to change, such as `image_mean` and `image_std`, one number for each channel.
     """
     processor_class = PvtImageProcessor if is_torchvision_available() else PvtImageProcessorPil
-    return processor_class(
-        do_resize=True,
-        size={"shortest_edge": int(crop_size / CROP_RATIO)},
-        do_center_crop=True,
-        crop_size={"height": crop_size, "width": crop_size},
-        do_convert_rgb=True,
-    )
+    fields: dict[str, Any] = {
+        "do_resize": True,
+        "size": {"shortest_edge": int(crop_size / CROP_RATIO)},
+        "do_center_crop": True,
+        "crop_size": {"height": crop_size, "width": crop_size},
+        "do_convert_rgb": num_channels == 3,
+    }
+    return processor_class(**fields | channel_statistics(num_channels) | settings)
 
 
-def segmentation_image_processor(**settings: Any) -> BaseImageProcessor:
+def segmentation_image_processor(num_channels: int = 3, **settings: Any) -> BaseImageProcessor:
     """The published evaluation on ADE20K: the shorter side to 512, the longer at most 2048, each a multiple of 32.
 
     Args:
+        num_channels: of the images, which are normalised by `channel_statistics`.
         settings: fields of `PvtSegmentationImageProcessor` to change, such as `do_reduce_labels=True` for ADE20K.
     """
-    if is_torchvision_available():
-        return PvtSegmentationImageProcessor(**settings)
-    return PvtSegmentationImageProcessorPil(**settings)
+    processor_class = PvtSegmentationImageProcessor if is_torchvision_available() else PvtSegmentationImageProcessorPil
+    return processor_class(**channel_statistics(num_channels) | settings)
+
+
+def channel_statistics(num_channels: int) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` of ImageNet: repeated as the weights of a first convolution are for more channels.
+
+    A single channel has the colours' averages. These are for channels that look like photographs; others should be
+    given their own.
+    """
+    statistics = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    if num_channels == 1:
+        return {name: [sum(values) / len(values)] for name, values in statistics.items()}
+    return {name: [values[c % 3] for c in range(num_channels)] for name, values in statistics.items()}
+
+
+class ImageInputsMixin:
+    """A processor that reads images of as many channels as `image_mean` has numbers, by the rule of `image_inputs`."""
+
+    image_mean: Any
+    image_std: Any
+
+    def read(
+        self, images: Any, image_mean: Any, image_std: Any, do_rescale: bool, input_data_format: Any, **kwargs: Any
+    ) -> list[Any]:
+        """What `readable` makes of each image; with `do_rescale=False` floats are taken as they are."""
+        channels = channels_of(image_mean, image_std)
+        layout = None if input_data_format is None else str(getattr(input_data_format, "value", input_data_format))
+        return [readable(image, channels, not do_rescale, layout) for image in flat_list(images)]
+
+    def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        return [self.process_image(image, **kwargs) for image in self.read(images, **kwargs)]
+
+    def process_image(self, image: Any, do_rescale: bool, **kwargs: Any) -> Any:
+        """What `readable` gave, as the backend's array or tensor (C, H, W); floats to be rescaled are 0 to 255 then."""
+        if not isinstance(image, Tensor):
+            image = np.array(np.moveaxis(np.asarray(image), 2, 0), order="C")
+        kwargs |= {"do_convert_rgb": False, "input_data_format": "channels_first"}
+        image = super().process_image(image, **kwargs)  # type: ignore[misc]
+        floats = image.is_floating_point() if isinstance(image, Tensor) else image.dtype.kind == "f"
+        return 255 * image if do_rescale and floats else image
+
+
+class PilResizeMixin:
+    """Resizes arrays channel by channel: in Transformers a fourth is transparency, and floats are rounded."""
+
+    def resize(
+        self, image: np.ndarray, size: SizeDict, resample: Any = None, antialias: bool = True, **kwargs: Any
+    ) -> np.ndarray:
+        """(C, h, w) -> (C, H, W)."""
+        plain = np.zeros((1, *image.shape[1:]), np.uint8)
+        shape = super().resize(plain, size, Image.Resampling.NEAREST).shape[1:]  # type: ignore[misc]
+        return np.moveaxis(resized(np.moveaxis(image, 0, 2), shape, resample, not antialias), 2, 0)
+
+
+def channels_of(image_mean: Any, image_std: Any) -> int:
+    """How many channels a processor has; one number for all means three."""
+    counts = {len(values) for values in (image_mean, image_std) if isinstance(values, list | tuple)}
+    if len(counts) > 1:
+        raise ValueError(
+            f"image_mean has {len(image_mean)} numbers and image_std {len(image_std)}; give one of each per channel."
+        )
+    return counts.pop() if counts else 3
+
+
+class PvtImageProcessor(ImageInputsMixin, transformers.PvtImageProcessor):  # type: ignore[misc]
+    """Transformers' own, under its name, for images of any number of channels, and of 16 bits and floats.
+
+    A saved preprocessor_config.json means the same where this package is not installed, for images of 8 bits and up to
+    four channels; others are an error there, or (16 bits) clipped.
+    """
+
+
+class PvtImageProcessorPil(ImageInputsMixin, PilResizeMixin, transformers.PvtImageProcessorPil):  # type: ignore[misc]
+    """`PvtImageProcessor` on PIL."""
 
 
 class SegmentationKwargs(ImagesKwargs, total=False):
@@ -62,16 +142,20 @@ class SegmentationKwargs(ImagesKwargs, total=False):
 
     size_divisor: int
     do_reduce_labels: bool
+    published_resampling: bool
 
 
-class SegmentationMixin:
+class SegmentationMixin(ImageInputsMixin):
     """Keeps the ratio, rounds sides up to a multiple, takes label maps along, and turns logits into label maps.
 
     Args:
         size: `{"shortest_edge": 512, "longest_edge": 2048}` scales until one of both is reached, as published;
             `{"height": ..., "width": ...}` ignores the ratio.
-        size_divisor: each side is rounded up to a multiple of this. The published code scales first and then rounds
-            up, resampling twice; here it is one resize.
+        size_divisor: each side is rounded up to a multiple of this, in the same resize.
+        published_resampling: resize as the published segmenters were trained and evaluated: with OpenCV's bilinear
+            filter (`resampling.between_neighbours`), and twice, to `size` and then to the multiple. Off by default:
+            without antialiasing, what is shrunk depends on which pixels the grid happens to hit. Conversion sets it
+            for published segmenters, because weights score best on images made like those they learnt from.
         do_reduce_labels: label 0 becomes 255, which the loss ignores, and the others shift down by one, as in ADE20K.
     """
 
@@ -82,29 +166,30 @@ class SegmentationMixin:
     default_to_square = False
     do_convert_rgb = True
     do_reduce_labels = False
+    published_resampling = False
 
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
-        """`pixel_values` (B, 3, H, W) of images and, where label maps are given, `labels` (B, H, W) of integers.
+        """`pixel_values` (B, C, H, W) of images and, where label maps are given, `labels` (B, H, W) of integers.
 
-        PIL images, files and integer arrays are resized by PIL, whichever the backend: the same pixels wherever a
-        model runs. Tensors, and arrays of floats or with the channels first, are resized by the backend.
+        Images are resized by PIL, whichever the backend: the same pixels wherever a model runs. Tensors are resized by
+        the backend.
 
         Args:
-            images: one or a list: PIL images of any mode or files (EXIF orientation is applied, 16 bits become 8,
-                transparency becomes white), arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), tensors (3, H, W).
+            images: one or a list: PIL images of any mode, files (EXIF orientation is applied), arrays (H, W), (H, W, C)
+                or (C, H, W), tensors (C, H, W), of C = `len(image_mean)` channels. 16 bits and floats from 0 to 1 are
+                scaled to 8 bits; for three channels grey is repeated and transparency becomes white.
             segmentation_maps: one label map (H, W) of integers per image, of the image's size.
 
         Raises:
-            ValueError: an array of integers that are no image's; not as many label maps as images, or one that has
-                another size or is not single-channel integers.
+            ValueError: an image of another number of channels, or with numbers that are no image's; not as many label
+                maps as images, or one that has another size or is not single-channel integers.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)  # type: ignore[misc]
 
     def _preprocess_image_like_inputs(
         self, images: Any, segmentation_maps: Any, do_reduce_labels: bool, return_tensors: Any, **kwargs: Any
     ) -> BatchFeature:
-        images = [readable(image) for image in as_list(images)]
-        images = self._prepare_images_structure(images)  # type: ignore[attr-defined]
+        images = self.read(images, **kwargs)
         if segmentation_maps is not None:
             if kwargs["do_center_crop"] or kwargs["do_pad"]:
                 raise ValueError("label maps are only resized; switch do_center_crop and do_pad off.")
@@ -112,7 +197,7 @@ class SegmentationMixin:
             check_sizes(images, label_maps)
             if do_reduce_labels:
                 label_maps = [np.where(labels == 0, 255, labels - (labels != 255)) for labels in label_maps]
-        images = [self.process_image(image, **kwargs) for image in images]  # (3, H, W)
+        images = [self.process_image(image, **kwargs) for image in images]  # (C, H, W)
         kwargs |= {"do_resize": False, "return_tensors": None}
         data = dict(super()._preprocess(images, **kwargs))  # type: ignore[misc]
         if segmentation_maps is not None:
@@ -120,18 +205,28 @@ class SegmentationMixin:
             data["labels"] = [nearest(labels, image.shape[-2:]) for labels, image in pairs]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def process_image(
-        self, image: Any, do_resize: bool, size: SizeDict, size_divisor: int, resample: Any, **kwargs: Any
+    def process_image(  # type: ignore[override]
+        self,
+        image: Any,
+        do_resize: bool,
+        size: SizeDict,
+        size_divisor: int,
+        resample: Any,
+        published_resampling: bool,
+        **kwargs: Any,
     ) -> Any:
-        """An image resized, as the backend's array or tensor (3, H, W)."""
-        if do_resize and isinstance(image, Image.Image):
-            height, width = target_size(image.height, image.width, size, size_divisor)
-            image = image.resize((width, height), torch_pil_interpolation_mapping.get(resample, resample))
-            do_resize = False
-        image = super().process_image(image, **kwargs)  # type: ignore[misc]
-        if do_resize:
-            height, width = target_size(image.shape[-2], image.shape[-1], size, size_divisor)
-            image = self.resize(image, SizeDict(height=height, width=width), resample)  # type: ignore[attr-defined]
+        """An image resized, as the backend's array or tensor (C, H, W)."""
+        sizes = [target_size(*image_size(image), size, size_divisor)] if do_resize else []
+        if do_resize and published_resampling:
+            sizes.insert(0, target_size(*image_size(image), size, 1))
+        if not isinstance(image, Tensor):
+            for one in sizes:
+                image = resized(image, one, resample, published_resampling)
+            return super().process_image(image, **kwargs)
+        image = super().process_image(image, **kwargs)
+        for height, width in sizes:
+            to = SizeDict(height=height, width=width)
+            image = self.resize(image, to, resample, antialias=not published_resampling)  # type: ignore[attr-defined]
         return image
 
     def post_process_semantic_segmentation(
@@ -157,11 +252,11 @@ class SegmentationMixin:
         return super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
 
 
-class PvtSegmentationImageProcessor(SegmentationMixin, PvtImageProcessor):  # type: ignore[misc]
+class PvtSegmentationImageProcessor(SegmentationMixin, transformers.PvtImageProcessor):  # type: ignore[misc]
     """`SegmentationMixin` on torchvision."""
 
 
-class PvtSegmentationImageProcessorPil(SegmentationMixin, PvtImageProcessorPil):  # type: ignore[misc]
+class PvtSegmentationImageProcessorPil(SegmentationMixin, PilResizeMixin, transformers.PvtImageProcessorPil):  # type: ignore[misc]
     """`SegmentationMixin` on PIL."""
 
 

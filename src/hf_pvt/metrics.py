@@ -18,24 +18,26 @@ class MeanIoU(CountingMetric):
     Predictions and references are label maps (H, W) of integers, or batches of them: arrays, tensors, or lists whose
     maps may differ in size. `compute()` returns mean_iou, mean_accuracy and overall_accuracy (floats in [0, 1]), and
     per_category_iou and per_category_accuracy, float64 arrays (num_labels,). A label that is in neither predictions nor
-    references is NaN and left out of the means; pixels whose reference is `ignore_index` count nowhere.
+    references is NaN and left out of the means, which are of fewer labels then: say so beside them. Pixels whose
+    reference is `ignore_index` count nowhere.
 
     Args:
         num_labels: predictions lie in [0, num_labels), references too or are `ignore_index`.
-        ignore_index: the reference of pixels without a label.
+        ignore_index: the reference of pixels without a label. Default: 255, or none where 255 is a label's number.
         reduce_labels: references count from 1 and 0 is no label: 0 is ignored, the others but `ignore_index` shift down
             by one, as ADE20K's published annotations want it.
         evaluate_kwargs: `num_process`, `process_id`, `experiment_id`, `cache_dir`, ... of `evaluate.Metric`.
     """
 
     def __init__(
-        self, num_labels: int, ignore_index: int = 255, reduce_labels: bool = False, **evaluate_kwargs: Any
+        self, num_labels: int, ignore_index: int | None = None, reduce_labels: bool = False, **evaluate_kwargs: Any
     ) -> None:
         if num_labels < 1:
             raise ValueError(f"num_labels is {num_labels}, expected at least 1.")
         self.num_labels = num_labels
-        self.ignore_index = ignore_index
         self._labels = slice(int(reduce_labels), int(reduce_labels) + num_labels)  # those that references name
+        default = 255 if self._labels.stop <= 255 else -100
+        self.ignore_index = default if ignore_index is None else ignore_index
         # One row for each value of a byte, which is counted before it is judged, and one for other ignored references.
         self._rows = max(256, self._labels.stop) + 1
         fits = self._rows * num_labels <= 2**16  # narrow numbers are quick

@@ -161,6 +161,10 @@ class PvtModel(PvtPreTrainedModel, PyramidModel):
     def build_encoder(self) -> Pyramid:
         return PvtClassificationPyramid(self.config)
 
+    def pool(self, last_hidden_state: Tensor) -> Tensor:
+        """The class token: (B, 1 + N, C) -> (B, C)."""
+        return last_hidden_state[:, 0]
+
 
 # What a classification checkpoint has, and dense prediction does not use.
 CLASSIFICATION_ONLY = [r"^classifier\.", r"cls_token$", r"encoder\.layer_norm\."]
@@ -182,9 +186,6 @@ class PvtForImageClassification(PvtPreTrainedModel, PyramidForImageClassificatio
     """PVT with a linear classifier on the class token."""
 
     model_class = PvtModel
-
-    def pool(self, last_hidden_state: Tensor) -> Tensor:
-        return last_hidden_state[:, 0]  # (B, 1 + N, C) -> (B, C)
 
 
 class PvtForSemanticSegmentation(PvtPreTrainedModel, PyramidForSemanticSegmentation):

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import (
     BackboneOutput,
-    BaseModelOutput,
+    BaseModelOutputWithPooling,
     ImageClassifierOutput,
     SemanticSegmenterOutput,
 )
@@ -24,13 +24,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .drawn_layers import Drawn
+from .input_channels import InputChannelsMixin
 from .layers import ReducedAttention
 from .pyramid import Pyramid, PyramidStage
 from .remote_code import family_classes, remote_auto_map, write_remote_code
 from .semantic_fpn import SemanticFpn, semantic_loss
 
 
-class PyramidPreTrainedModel(PreTrainedModel):
+class PyramidPreTrainedModel(InputChannelsMixin, PreTrainedModel):
     """What Transformers wants to know of every model here."""
 
     stage_class: type[PyramidStage]
@@ -139,14 +140,18 @@ class PyramidModel(PyramidPreTrainedModel):
         """The pyramid for dense prediction: one map per stage."""
         return Pyramid(self.stage_class(self.config, index) for index in range(self.config.num_encoder_blocks))
 
+    def pool(self, last_hidden_state: Tensor) -> Tensor:
+        """The mean of the last stage's map: (B, C, H, W) -> (B, C)."""
+        return last_hidden_state.mean((2, 3))
+
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution, whose output has to require gradients where checkpointing meets frozen weights."""
         return self.get_submodule("encoder.layers.0.patch_embedding.proj")
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """Encode a batch of images.
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Encode a batch of images: `last_hidden_state`, and `pooler_output`, the vectors (B, C) that classifiers read.
 
         Args:
             pixel_values: images (B, C, H, W) of 32 x 32 pixels or more, square or not, divisible by 32 or not.
@@ -161,7 +166,8 @@ class PyramidModel(PyramidPreTrainedModel):
             check_pixel_values(pixel_values, self.config)
         dtype = next(self.encoder.parameters()).dtype
         pixel_values = pixel_values.to(dtype=dtype, memory_format=torch.channels_last)
-        return BaseModelOutput(last_hidden_state=self.encoder(pixel_values, **kwargs))
+        last_hidden_state = self.encoder(pixel_values, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state, self.pool(last_hidden_state))
 
 
 class PyramidBackbone(BackboneMixin, PyramidModel):
@@ -197,10 +203,6 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
         self.classifier = nn.Linear(dim, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
-    def pool(self, last_hidden_state: Tensor) -> Tensor:
-        """What the classifier reads: the mean of the last stage's tokens, (B, C)."""
-        return last_hidden_state.mean((2, 3))
-
     @can_return_tuple
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
         """Class logits (B, num_labels), and the loss where labels are given.
@@ -213,7 +215,7 @@ class PyramidForImageClassification(PyramidPreTrainedModel):
             ValueError: images that the model cannot take; the message names what was given and what is expected.
         """
         outputs = self.base_model(pixel_values, **kwargs)
-        logits = self.classifier(self.pool(outputs.last_hidden_state))
+        logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -33,7 +33,9 @@ SEGMENTATION_HEAD = "decode_head.classifier.weight"
 LATERAL = "decode_head.lateral_convs.0.weight"
 
 
-def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreTrainedModel:
+def load_original(
+    path: str | os.PathLike[str], num_channels: int | None = None, **config_overrides: Any
+) -> PreTrainedModel:
     """The model of a published checkpoint, in evaluation mode and float32, with family and variant recognised.
 
     Args:
@@ -42,6 +44,7 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
             folder with it, or that of its `features_only` model), MMSegmentation's Semantic FPN, or MMDetection's
             RetinaNet, Mask R-CNN or Faster R-CNN (2.x, and 3.x with its own PVT and PVTv2), whose `meta` names the
             labels; optimizer state and auxiliary heads are left.
+        num_channels: of the images, where they are others than the checkpoint's: see `for_channels`.
         config_overrides: configuration fields to set, such as `id2label`, or `image_size=(height, width)` for a PVT
             whose position embeddings belong to images that are not square; those that a detector lacks are its
             backbone's.
@@ -57,7 +60,10 @@ def load_original(path: str | os.PathLike[str], **config_overrides: Any) -> PreT
             them.
     """
     weights, meta = read_checkpoint(path)
-    return build_model(weights, recognise_layout(weights, path), meta, config_overrides, path)
+    model: Any = build_model(weights, recognise_layout(weights, path), meta, config_overrides, path)
+    if num_channels is not None:
+        getattr(model, "backbone", model).set_num_channels(num_channels)  # a detector has the configuration in common
+    return model
 
 
 def build_model(

@@ -107,9 +107,9 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(feature_map)
         values = feature_map.float()
         channels = values.sum((0, 2, 3))  # (C,)
-        count = channels.new_tensor([values.numel() // values.shape[1]])
+        count = channels.new_full((1,), values.numel() // values.shape[1])
+        # Not checked, which would wait for the device: of two processes each has a value.
         total = SumOverProcesses.apply(torch.cat((channels, count)))  # (C + 1,)
-        self.check_count(int(total[-1]))
         mean = total[:-1] / total[-1]
         centred = values - mean[:, None, None]
         variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / total[-1]

@@ -17,10 +17,12 @@ from torch import Tensor
 Size = tuple[int, int]
 
 
-def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
+def base_anchors(
+    stride: int, scales: Sequence[float], ratios: Sequence[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The anchors (P, 4) around the origin: for each ratio height / width, one of each side `stride * scale`."""
-    root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
-    sides = torch.tensor(scales, dtype=torch.float32)[None]
+    root = torch.tensor(ratios, dtype=dtype).sqrt()[:, None]
+    sides = torch.tensor(scales, dtype=dtype)[None]
     widths = (stride * (1 / root) * sides).flatten()  # (P,), ratio outer, scale inner
     heights = (stride * root * sides).flatten()
     return 0.5 * torch.stack((-widths, -heights, widths, heights), dim=1)
@@ -33,6 +35,7 @@ def grid_anchors(
     strides: tuple[int, ...],
     scales: tuple[float, ...],
     ratios: tuple[float, ...],
+    dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, ...]:
     """The anchors (H*W*P, 4) of each level's map (H, W), in the order row, column, anchor. Not to be written to.
@@ -41,11 +44,11 @@ def grid_anchors(
     """
     levels = []
     for (height, width), stride in zip(sizes, strides, strict=True):
-        rows = torch.arange(height, dtype=torch.float32) * stride
-        columns = torch.arange(width, dtype=torch.float32) * stride
+        rows = torch.arange(height, dtype=dtype) * stride
+        columns = torch.arange(width, dtype=dtype) * stride
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         places = torch.stack((x, y, x, y), dim=-1)[:, :, None]  # (H, W, 1, 4)
-        levels.append((places + base_anchors(stride, scales, ratios)).view(-1, 4).to(device))  # (H*W*P, 4)
+        levels.append((places + base_anchors(stride, scales, ratios, dtype)).view(-1, 4).to(device))  # (H*W*P, 4)
     return tuple(levels)
 
 
@@ -67,7 +70,8 @@ class Anchors:
 
     def __call__(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The anchors (H_i*W_i*P, 4) of each level's map (B, D, H_i, W_i)."""
-        return grid_anchors(_sizes(levels), self.strides, self.scales, self.ratios, levels[0].device)
+        dtype = torch.promote_types(levels[0].dtype, torch.float32)
+        return grid_anchors(_sizes(levels), self.strides, self.scales, self.ratios, dtype, levels[0].device)
 
     def inside(self, levels: Sequence[Tensor], image: Size) -> Tensor:
         """Which of all anchors (A,) count in training: those of the image padded to a multiple of `size_divisor`.

@@ -105,12 +105,15 @@ class DetectorConfig(PreTrainedConfig):
 def as_config(backbone: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
     """A backbone's configuration from what config.json holds; by default PVTv2-B0's.
 
-    Ours come first, whether they are registered or not: a folder's own code registers nothing.
+    Ours come first, whether they are registered or not: a folder's own code registers nothing. Transformers' own of the
+    same model type become ours, or a saved detector would open with another backbone.
     """
     if backbone is None:
         return PvtV2Config()
     if isinstance(backbone, PreTrainedConfig):
-        return backbone
+        if isinstance(backbone, CONFIG_CLASSES.get(backbone.model_type, PreTrainedConfig)):
+            return backbone
+        backbone = backbone.to_dict()
     fields = dict(backbone)
     model_type = fields.pop("model_type", None)
     if model_type not in CONFIG_CLASSES and model_type not in CONFIG_MAPPING:

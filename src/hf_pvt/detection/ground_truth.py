@@ -56,6 +56,7 @@ def ground_truth(
         ValueError: labels that do not fit; the message names the image and what is wrong.
     """
     batch, _, height, width = pixel_values.shape
+    dtype = torch.promote_types(pixel_values.dtype, torch.float32)
     if not isinstance(labels, Sequence) or len(labels) != batch:
         given = f"{len(labels)} dicts" if isinstance(labels, Sequence) else type(labels).__name__
         raise ValueError(
@@ -67,7 +68,7 @@ def ground_truth(
         try:
             _check_names(label, ("class_labels", "boxes", "masks") if with_masks else ("class_labels", "boxes"))
             classes = _classes(label["class_labels"], num_labels).to(pixel_values.device)
-            boxes = _boxes(label["boxes"], len(classes), size).to(pixel_values.device)
+            boxes = _boxes(label["boxes"], len(classes), size).to(pixel_values.device, dtype)
             masks = _masks(label["masks"], len(classes), (height, width)) if with_masks else None
         except ValueError as error:
             raise ValueError(f"labels of image {index}: {error}.") from error
@@ -96,7 +97,7 @@ def _classes(classes: Any, num_labels: int) -> Tensor:
 
 def _boxes(boxes: Any, count: int, size: Size) -> Tensor:
     """Corners in pixels (n, 4) of normalised boxes."""
-    boxes = torch.as_tensor(boxes, dtype=torch.float32)
+    boxes = torch.as_tensor(boxes)
     if boxes.numel() == 0 and count == 0:
         return boxes.reshape(0, 4)
     if tuple(boxes.shape) != (count, 4):

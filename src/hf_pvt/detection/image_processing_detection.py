@@ -23,8 +23,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from ..image_inputs import as_list, readable
-from ..image_processing_pvt import target_size
+from ..image_inputs import as_list
+from ..image_processing_pvt import ImageInputsMixin, target_size
 from ..remote_code import write_remote_code
 from ..resampling import between_neighbours
 from .coco_annotations import detection_target
@@ -52,7 +52,7 @@ class DetectionKwargs(ImagesKwargs, total=False):
     category_ids: list[int] | None
 
 
-class PvtDetectionImageProcessor(DetectionPostProcessing, TorchvisionBackend):
+class PvtDetectionImageProcessor(DetectionPostProcessing, ImageInputsMixin, TorchvisionBackend):  # type: ignore[misc]
     """Images as the published detectors were evaluated on them, with COCO's annotations as targets.
 
     Args:
@@ -110,11 +110,10 @@ class PvtDetectionImageProcessor(DetectionPostProcessing, TorchvisionBackend):
         self, images: Any, annotations: Any, do_pad: bool, return_tensors: Any, **kwargs: Any
     ) -> BatchFeature:
         check_settings(**kwargs)
-        images = self._prepare_images_structure([readable(image) for image in as_list(images)])
+        images = self._prepare_image_like_inputs(images, **kwargs)  # (3, H, W)
         annotations = None if annotations is None else as_list(annotations)
         if annotations is not None and len(annotations) != len(images):
             raise ValueError(f"got {len(annotations)} annotations for {len(images)} images; pass one for each.")
-        images = [self.process_image(image, **kwargs) for image in images]  # (3, H, W)
         original_sizes = [tuple(image.shape[-2:]) for image in images]
         images = [self._resize_and_normalize(image, **kwargs) for image in images]  # (3, h, w)
         sizes = [tuple(image.shape[-2:]) for image in images]

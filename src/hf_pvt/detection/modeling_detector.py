@@ -24,6 +24,7 @@ from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
 from .configuration_detector import DetectorConfig
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
+from .roi_pooling import at_least_float32
 from .suppression import Detections
 from .torchvision_ops import require_torchvision
 
@@ -59,10 +60,13 @@ class DetectorOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+# By name: of a folder's own code Transformers may load configurations and models as two copies.
+OUR_BACKBONES = {config_class.model_type: classes[AutoBackbone] for config_class, classes in AUTO_CLASSES.items()}
+
+
 def backbone_class(config: Any) -> Any:
     """Ours, whether it is registered or not; else Transformers'."""
-    ours = AUTO_CLASSES.get(type(config))
-    return AutoBackbone._model_mapping[type(config)] if ours is None else ours[AutoBackbone]
+    return OUR_BACKBONES.get(config.model_type) or AutoBackbone._model_mapping[type(config)]
 
 
 class Detector(PreTrainedModel):
@@ -204,7 +208,7 @@ class Detector(PreTrainedModel):
     ) -> None:
         """Fill in loss and detections, whose shapes depend on values; boxes and losses are computed in float32."""
         sizes = valid_sizes(pixel_values, pixel_mask)
-        predictions = {name: prediction.float() for name, prediction in predictions.items()}
+        predictions = {name: at_least_float32(prediction) for name, prediction in predictions.items()}
         if labels is not None:
             objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
             output.loss_dict = self.losses(levels, predictions, objects, sizes)

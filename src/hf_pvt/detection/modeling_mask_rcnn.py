@@ -19,7 +19,7 @@ from .mask_head import MaskHead, mask_loss, mask_targets
 from .modeling_detector import Detector
 from .necks import PooledNeck
 from .region_proposals import RegionProposalNetwork
-from .roi_pooling import pool_boxes
+from .roi_pooling import at_least_float32, pool_boxes
 from .samplers import RandomSampler
 from .suppression import Detections, detect
 
@@ -132,11 +132,11 @@ class MaskRcnnForInstanceSegmentation(Detector):
         """Logits (n, K + 1) and deltas (n, K, 4) of all images' boxes, in float32."""
         pooled = self.pooled(levels, boxes, self.config.box_pool_size)
         logits, deltas = self.box_head(pooled)
-        return logits.float(), deltas.float()
+        return at_least_float32(logits), at_least_float32(deltas)
 
     def mask_logits(self, levels: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Logits (n, 28, 28) of the masks of all images' boxes, in float32."""
-        return self.mask_head(self.pooled(levels, boxes, self.config.mask_pool_size), labels).float()
+        return at_least_float32(self.mask_head(self.pooled(levels, boxes, self.config.mask_pool_size), labels))
 
     def pooled(self, levels: list[Tensor], boxes: list[Tensor], side: int) -> Tensor:
         """(n, D, side, side) of all images' boxes; the level beyond the backbone's is for proposals alone."""

@@ -14,6 +14,11 @@ from .torchvision_ops import torchvision_ops
 FINEST_SIDE = 56
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Boxes, scores and losses are computed in float32, whatever the network's dtype or autocast."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def levels_of(boxes: Tensor, levels: int) -> Tensor:
     """The level (n,) of each box (n, 4): one coarser wherever the side doubles."""
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
@@ -29,16 +34,17 @@ def pool_boxes(feature_maps: Sequence[Tensor], strides: Sequence[int], boxes: Se
         boxes: (n, 4) of each image.
 
     Returns:
-        (boxes of all images, C, S, S), image after image, in float32.
+        (boxes of all images, C, S, S), image after image, in float32 (or float64).
     """
     together = torch.cat(list(boxes))
     image = torch.cat([some.new_full((len(some), 1), index) for index, some in enumerate(boxes)])
-    rois = torch.cat((image, together), dim=1)  # (n, 5)
+    feature_maps = [at_least_float32(feature_map) for feature_map in feature_maps]
+    rois = torch.cat((image, together), dim=1).to(feature_maps[0].dtype)  # (n, 5)
     level = levels_of(together, len(feature_maps))
     chosen = [(level == index).nonzero().flatten() for index in range(len(feature_maps))]
     # A level without boxes takes part all the same: every process has a gradient for every parameter.
     pooled = [
-        torchvision_ops.roi_align(feature_map.float(), rois[some], side, 1 / stride, sampling_ratio=0, aligned=True)
+        torchvision_ops.roi_align(feature_map, rois[some], side, 1 / stride, sampling_ratio=0, aligned=True)
         for feature_map, stride, some in zip(feature_maps, strides, chosen, strict=True)
     ]
     return torch.cat(pooled)[torch.cat(chosen).argsort()]
