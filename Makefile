@@ -43,7 +43,7 @@ readme: $(VENV)/test.installed  ## render the tables of the README from the vari
 cards: $(VENV)/test.installed  ## render the model cards from their template and the variants
 	$(BIN)/python conversion/card.py
 
-verify: $(VENV)/test.installed  ## convert all 30 published checkpoints, there and back, and write the table
+verify: $(VENV)/test.installed  ## convert all 60 published checkpoints, there and back, and write the table
 	$(BIN)/python tests/verify_conversions.py
 
 benchmark: $(VENV)/test.installed  ## forward passes against the peers; leave the machine idle

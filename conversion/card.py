@@ -11,17 +11,23 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from papers import PAPERS
+from papers import PAPERS, Paper
 from photographs import PHOTOGRAPHS
-from tasks import TASKS
+from sources import pyramid_of
+from tasks import TASKS, Task
 
 import hf_pvt
-from hf_pvt import VARIANTS, variant_config
+from hf_pvt import PUBLISHED_DETECTORS, VARIANTS, detector_config, variant_config
+from hf_pvt.detection.configuration_detector import DetectorConfig
+from hf_pvt.detection.original_detectors import OwnPyramidLayout
+from hf_pvt.detection.published_detectors import PublishedDetector
+from hf_pvt.original_layouts import LAYOUTS
 from hf_pvt.variants import WEIGHTS_LICENSES, VariantConfig
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 PROJECT = "https://github.com/org/hf_pvt"
 FAMILIES = {"pvt": "Pvt", "pvt_v2": "PvtV2", "p2t": "P2t"}
+DETECTOR_NAMES = {"retinanet": "RetinaNet", "mask_rcnn": "Faster R-CNN"}  # without masks
 FAMILY_NAMES = {"pvt": "PVT", "pvt_v2": "PVTv2", "p2t": "P2T"}
 
 
@@ -45,13 +51,13 @@ class Card:
         repo_id: what `from_pretrained` takes in the snippets.
         variant: the published variant that the architecture is, None for any other.
         parameters: of the model with its head.
-        benchmark: whether the labels are the benchmark's (ImageNet-1k, ADE20K), so that the papers' figure applies.
+        benchmark: whether the labels are the benchmark's (ImageNet-1k, ADE20K, COCO), so the paper's figure applies.
         outputs: photograph's name -> the `output` of its widget: labels with scores, or the overlay's file.
     """
 
     repo_id: str
     task: str
-    config: VariantConfig
+    config: VariantConfig | DetectorConfig
     variant: str | None
     parameters: int
     benchmark: bool
@@ -65,18 +71,40 @@ class Card:
     @property
     def native(self) -> bool:
         """Whether Transformers has the class."""
-        return self.config.model_type != "p2t" and self.task != "segmentation"
+        return self.pyramid.model_type != "p2t" and self.task in ("classification", "features")
 
     @property
-    def reported(self) -> float | None:
-        """The paper's figure in percent."""
-        if self.variant is None or not self.benchmark or self.task == "features":
+    def pyramid(self) -> VariantConfig:
+        pyramid: VariantConfig = pyramid_of(self.config)
+        return pyramid
+
+    @property
+    def paper(self) -> Paper:
+        return PAPERS[self.pyramid.model_type]
+
+    @property
+    def detector(self) -> PublishedDetector | None:
+        """The published detector that the architecture is, None for any other."""
+        if self.variant is None or not isinstance(self.config, DetectorConfig):
             return None
-        variant = VARIANTS[self.variant]
-        return variant.top1_reported if self.task == "classification" else variant.miou_reported
+        row = PUBLISHED_DETECTORS[f"{self.config.model_type.replace('_', '-')}-{self.variant}"]
+        return None if self.task == "detection" and row.mask_ap_reported is not None else row  # Faster R-CNN
+
+    @property
+    def reported(self) -> tuple[float, ...]:
+        """The paper's figures in percent, one for each of the task's metrics; MMDetection's own models have others."""
+        own = {layout.source for layout in LAYOUTS if isinstance(layout, OwnPyramidLayout)}
+        if self.variant is None or not self.benchmark or (self.provenance and self.provenance.layout in own):
+            return ()
+        variant, detector = VARIANTS[self.variant], self.detector
+        if detector is not None:
+            figures = (detector.box_ap_reported, detector.mask_ap_reported)
+            return tuple(figure for figure in figures if figure is not None)
+        figures_of = {"classification": (variant.top1_reported,), "segmentation": (variant.miou_reported,)}
+        return figures_of.get(self.task, ())
 
     def render(self) -> str:
-        task, paper = TASKS[self.task], PAPERS[self.config.model_type]
+        task = TASKS[self.task]
         environment = Environment(
             loader=FileSystemLoader(CARDS), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=False
         )
@@ -87,8 +115,9 @@ class Card:
             description=self.description(),
             native=self.native,
             snippet=self.snippet(),
-            family=FAMILIES[self.config.model_type],
-            hidden_sizes=self.config.hidden_sizes,
+            family=FAMILIES[self.pyramid.model_type],
+            is_detector=isinstance(self.config, DetectorConfig),
+            feature_maps=self.feature_maps(),
             minimum_image_size=self.config.minimum_image_size,
             parameters=self.parameters,
             gmacs=self.gmacs(),
@@ -100,44 +129,62 @@ class Card:
             credits="; ".join(f"{photo.title} by {photo.credit}" for photo in PHOTOGRAPHS[self.task]),
             version=hf_pvt.__version__,
             project=PROJECT,
-            paper=paper,
+            paper=self.paper,
             evaluation=task.evaluation if self.reported else "The image processor prepares images as the model wants.",
-            **{name: getattr(task, name) for name in ("script", "size", "dataset", "metric")},
+            **{name: getattr(task, name) for name in ("script", "size", "dataset", "metrics", "auto_class")},
         )
+
+    def feature_maps(self) -> str:
+        """What the backbone gives."""
+        stages = range(len(self.pyramid.hidden_sizes))
+        if isinstance(self.config, DetectorConfig):
+            stages = stages[-self.config.backbone_levels :]
+        channels = ", ".join(str(self.pyramid.hidden_sizes[stage]) for stage in stages)
+        scales = [f"1/{4 * 2**stage}" for stage in stages]
+        number = {3: "three", 4: "four"}[len(stages)]
+        return f"{number} maps of {channels} channels at {', '.join(scales[:-1])} and {scales[-1]}"
 
     @property
     def license(self) -> str:
-        return WEIGHTS_LICENSES[self.config.model_type]
+        return WEIGHTS_LICENSES[self.pyramid.model_type]
 
     def metadata(self) -> ModelCardData:
         """The front matter."""
-        task, paper = TASKS[self.task], PAPERS[self.config.model_type]
-        results = None
-        if self.reported is not None:
-            results = [
-                EvalResult(
-                    task_type=task.pipeline_tag,
-                    dataset_type=task.dataset.hub_id,
-                    dataset_name=task.dataset.title,
-                    dataset_split=task.dataset.split,
-                    metric_type=task.metric.hub_id,
-                    metric_name=f"{task.metric.title}, % (reported by the paper)",
-                    metric_value=self.reported,
-                    source_name=paper.title,
-                    source_url=paper.url,
-                )
-            ]
+        task = TASKS[self.task]
+        results = self.results(task) if self.reported else None
         return ModelCardData(
             library_name="transformers",
             pipeline_tag=task.pipeline_tag,
             license=self.license,
             datasets=[task.dataset.hub_id] if self.benchmark else None,
-            metrics=[task.metric.hub_id] if results else None,
-            tags=["vision", self.config.model_type, "backbone", *([] if self.native else ["custom_code"])],
+            metrics=list(dict.fromkeys(metric.hub_id for metric in task.metrics)) if results else None,
+            tags=[
+                "vision",
+                *dict.fromkeys((self.config.model_type, self.pyramid.model_type)),
+                "backbone",
+                *([] if self.native else ["custom_code"]),
+            ],
             model_name=self.name,
             eval_results=results,
             widget=[self.widget(photo.name, photo.title) for photo in PHOTOGRAPHS[self.task]],
         )
+
+    def results(self, task: Task) -> list[EvalResult]:
+        """The paper's figures in the Hub's words."""
+        return [
+            EvalResult(
+                task_type=task.pipeline_tag,
+                dataset_type=task.dataset.hub_id,
+                dataset_name=task.dataset.title,
+                dataset_split=task.dataset.split,
+                metric_type=metric.hub_id,
+                metric_name=f"{metric.title}, % (reported by the paper)",
+                metric_value=figure,
+                source_name=self.paper.title,
+                source_url=self.paper.url,
+            )
+            for metric, figure in zip(task.metrics, self.reported, strict=True)
+        ]
 
     def widget(self, file: str, title: str) -> dict[str, Any]:
         example: dict[str, Any] = {"src": f"images/{file}", "example_title": title}
@@ -147,23 +194,25 @@ class Card:
 
     def description(self) -> str:
         """The first sentence."""
-        paper = PAPERS[self.config.model_type]
         variant = f"the published variant {self.variant}" if self.variant else "an architecture of its own"
         labels = self.config.num_labels
         kind = {
             "classification": f"an image classifier for {labels:,} labels",
             "segmentation": f"a semantic segmenter (Semantic FPN) for {labels:,} labels",
+            "detection": f"an object detector ({DETECTOR_NAMES.get(self.config.model_type)}) for {labels:,} labels",
+            "instance-segmentation": f"an instance segmenter (Mask R-CNN) for {labels:,} labels",
             "features": "a feature extractor without a head",
         }[self.task]
         trained = f", trained on {TASKS[self.task].dataset.title}" if self.benchmark else ""
         return (
-            f"{FAMILY_NAMES[self.config.model_type]} ([{paper.title}]({paper.url})), {variant}, as {kind}{trained}, "
-            "in Transformers' format."
+            f"{FAMILY_NAMES[self.pyramid.model_type]} ([{self.paper.title}]({self.paper.url})), {variant}, as "
+            f"{kind}{trained}, in Transformers' format."
         )
 
     def snippet(self) -> str:
         """Code that runs as it is where the repository is."""
         trust = "" if self.native else ", trust_remote_code=True"
+        subtask = ', subtask="instance"' if self.task == "instance-segmentation" else ""
         photo = f'photo = hf_hub_download("{self.repo_id}", "images/{PHOTOGRAPHS[self.task][0].name}")\n'
         if self.task == "features":
             return (
@@ -180,19 +229,23 @@ class Card:
             "from transformers import pipeline\n\n"
             f"{photo}"
             f'model = pipeline("{TASKS[self.task].pipeline_tag}", model="{self.repo_id}"{trust})\n'
-            "print(model(photo))"
+            f"print(model(photo{subtask}))"
         )
 
     def gmacs(self) -> float | None:
         """10^9 multiply-adds of one image, of the published variants (convolutions, linears, attention products)."""
         if self.variant is None:
             return None
+        if isinstance(self.config, DetectorConfig):
+            return self.detector.gmacs_800x1280 if self.detector else None
         variant = VARIANTS[self.variant]
         return variant.fpn_gmacs_512 if self.task == "segmentation" else variant.gmacs_224
 
     def checkpoint(self) -> str:
         """The file of the published checkpoint."""
         name = (self.variant or self.name).replace("-", "_")
+        if isinstance(self.config, DetectorConfig):
+            return f"{self.config.model_type}_{name}_fpn_1x_coco.pth"
         return f"fpn_{name}_ade20k.pth" if self.task == "segmentation" else f"{name}.pth"
 
     def limitations(self) -> str:
@@ -203,13 +256,15 @@ class Card:
                 f"It knows the {self.config.num_labels:,} labels of {TASKS[self.task].dataset.title} and carries the "
                 "biases of that data; on other domains, medical images above all, fine-tune it and measure."
             )
-        if self.config.model_type == "pvt":
+        if self.config.model_type == "pvt":  # not on a detector's backbone, which brings its code
             sentences.append(
                 "Without hf_pvt, Transformers' own PVT takes images of its `image_size` only; with it, position "
                 "embeddings are resized to any size, at some cost in accuracy far from that size."
             )
         if self.task == "segmentation":
             sentences.append("Scores are not calibrated, and pixels without a label in the data get one all the same.")
+        if isinstance(self.config, DetectorConfig):
+            sentences.append("Scores are not calibrated; small and crowded objects are missed more often than others.")
         if self.license.startswith("cc-by-nc"):
             sentences.append("The weights are not for commercial use.")
         return (
@@ -242,9 +297,23 @@ def published_card(variant: str, task: str) -> Card:
     )
 
 
+def published_detector_card(detector: PublishedDetector) -> Card:
+    """The card of a published detector before it is converted."""
+    return Card(
+        repo_id=f"org/{detector.name}",
+        task="detection" if detector.mask_ap_reported is None else "instance-segmentation",
+        config=detector_config(detector.model_type, detector.variant),
+        variant=detector.variant,
+        parameters=detector.parameters,
+        benchmark=True,
+    )
+
+
 def published_cards() -> dict[str, Card]:
     """File name -> card, for every variant and task."""
-    cards = (published_card(variant, task) for task in ("classification", "segmentation") for variant in VARIANTS)
+    tasks = ("classification", "segmentation")
+    cards = [published_card(variant, task) for task in tasks for variant in VARIANTS]
+    cards += [published_detector_card(detector) for detector in PUBLISHED_DETECTORS.values()]
     return {f"{card.name}.md": card for card in cards}
 
 

@@ -3,9 +3,10 @@
     python conversion/convert.py pvt_v2_b2.pth out/pvt-v2-b2 [--push-to-hub org/pvt-v2-b2]
     python conversion/convert.py --all checkpoints/ out/
 
-The source is a published PVT, PVTv2 or P2T checkpoint, MMSegmentation's Semantic FPN, timm's PVTv2 (file or folder), or
-a folder, or a repository on the Hub, that Transformers or hf_pvt has saved. The result holds model.safetensors,
-config.json, preprocessor_config.json, the card, example images, and the code where Transformers lacks the class.
+The source is a published PVT, PVTv2 or P2T checkpoint, MMSegmentation's Semantic FPN, MMDetection's RetinaNet or R-CNN,
+timm's PVTv2 (file or folder), or a folder, or a repository on the Hub, that Transformers or hf_pvt has saved. The
+result holds model.safetensors, config.json, preprocessor_config.json, the card, example images, and the code where
+Transformers lacks the class.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from card import Card
 from hub_errors import HubRefusal
 from label_names import has_names
 from repository import PROVENANCE, rename_repository, write_repository
-from sources import SUFFIXES, Source, fetched, read_source, sha256_of
+from sources import SUFFIXES, Source, fetched, pyramid_of, read_source, sha256_of
 from tasks import TASKS
 from tqdm import tqdm
 from transformers.utils import logging
@@ -57,7 +58,7 @@ def convert(arguments: argparse.Namespace) -> None:
     arguments.source = fetched(arguments.source)
     if not is_done(arguments):
         source = read_source(arguments.source, **overrides(arguments))
-        push.check_license(source.model.config.model_type, arguments)
+        push.check_license(pyramid_of(source.model.config).model_type, arguments)
         repo_id = arguments.push_to_hub or f"org/{arguments.output.name}"
         card = write_repository(source, arguments.output, repo_id, arguments.labels, arguments.overwrite)
         print(report(source, card, arguments.output))

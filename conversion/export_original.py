@@ -4,12 +4,14 @@
     python conversion/export_original.py org/p2t-small-ade20k fpn_p2t_small.pth
 
 The first argument is a folder, or a repository on the Hub. Classifiers and headless models become the authors' state
-dict, segmenters MMSegmentation's `{"meta", "state_dict"}`; a name in .safetensors gives the bare weights.
+dict, segmenters and detectors MMSegmentation's or MMDetection's `{"meta", "state_dict"}`; a name in .safetensors gives
+the bare weights.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from hub_errors import HubRefusal
 from repository import PROVENANCE, UNUSED_WEIGHTS
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sources import fetched, read_source
+from sources import fetched, pyramid_of, read_source
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS, DetectorLayout
 from hf_pvt.original_layouts import LAYOUTS, PUBLISHED_LAYOUTS, Layout, StateDict, to_original
 
 
@@ -78,17 +81,17 @@ def layout_of(folder: Path, model: PreTrainedModel) -> Layout:
         for layout in LAYOUTS:
             if layout.source == named:
                 return layout
-    published = LAYOUTS if hasattr(model, "decode_head") else PUBLISHED_LAYOUTS
-    return next(
-        layout
-        for layout in published
-        if layout.model_type == model.config.model_type and layout.is_segmentation == hasattr(model, "decode_head")
-    )
+    published: Iterable[Layout] = PUBLISHED_LAYOUTS
+    if hasattr(model, "decode_head"):
+        published = (layout for layout in LAYOUTS if layout.is_segmentation)
+    elif pyramid_of(model.config) is not model.config:
+        published = (layout for layout in DETECTOR_LAYOUTS if layout.detector == model.config.model_type)
+    return next(layout for layout in published if layout.model_type == pyramid_of(model.config).model_type)
 
 
 def content(model: PreTrainedModel, layout: Layout, weights: StateDict) -> dict[str, Any]:
-    """What the file holds: bare weights, or MMSegmentation's with the names and colours of the labels."""
-    if not layout.is_segmentation:
+    """What the file holds: bare weights, or with the names, and the colours, of a segmenter's or detector's labels."""
+    if not (layout.is_segmentation or isinstance(layout, DetectorLayout)):
         return weights
     config = model.config
     meta: dict[str, Any] = {"CLASSES": tuple(config.id2label[label] for label in range(config.num_labels))}

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import hf_pvt
+from hf_pvt import original_labels
+from hf_pvt.detection.configuration_detector import DetectorConfig
 from hf_pvt.variants import VariantConfig
 
 # The labels of each task's benchmark (see `tasks`).
-BENCHMARK_LABELS = {"classification": hf_pvt.imagenet_1k_id2label, "segmentation": hf_pvt.ade20k_id2label}
+BENCHMARK_LABELS = original_labels.BENCHMARK_LABELS | {"instance-segmentation": hf_pvt.coco_id2label}
 
 
 def read_labels(path: Path, count: int) -> dict[int, str]:
@@ -35,7 +37,7 @@ def read_labels(path: Path, count: int) -> dict[int, str]:
     return {label: content.get(label, content.get(str(label))) for label in range(count)}
 
 
-def name_labels(config: VariantConfig, task: str, labels: Path | None) -> bool:
+def name_labels(config: VariantConfig | DetectorConfig, task: str, labels: Path | None) -> bool:
     """Set the names in `config` where they are given or follow from the count; whether they are the benchmark's."""
     if task == "features":
         return False
@@ -49,12 +51,12 @@ def name_labels(config: VariantConfig, task: str, labels: Path | None) -> bool:
     return _same_names(config.id2label, benchmark)
 
 
-def has_names(config: VariantConfig) -> bool:
+def has_names(config: VariantConfig | DetectorConfig) -> bool:
     """Whether the labels are called something else than Transformers' LABEL_0 and on."""
     return any(name != f"LABEL_{label}" for label, name in config.id2label.items())
 
 
-def set_labels(config: VariantConfig, id2label: dict[int, str]) -> None:
+def set_labels(config: VariantConfig | DetectorConfig, id2label: dict[int, str]) -> None:
     config.id2label = id2label
     config.label2id = {name: label for label, name in id2label.items()}
 

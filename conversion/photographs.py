@@ -33,5 +33,7 @@ ROCKET = Photograph("rocket.jpg", "Rocket", "SpaceX, public domain (scikit-image
 PHOTOGRAPHS = {
     "classification": (CAT, COFFEE),
     "segmentation": (CHINA, ROCKET),
+    "detection": (CAT, COFFEE),
+    "instance-segmentation": (CAT, COFFEE),
     "features": (CAT, COFFEE),
 }

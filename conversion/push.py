@@ -60,7 +60,8 @@ def push(folder: Path, arguments: argparse.Namespace) -> None:
         HubRefusal: the Hub refuses or cannot be reached, or holds another model; the sentence says what to do.
     """
     repo_id = arguments.push_to_hub
-    check_license(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"], arguments)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    check_license(config.get("backbone_config", config)["model_type"], arguments)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if arguments.dry_run:
         print(f"would push to {repo_id}:")

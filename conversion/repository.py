@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from card import Card, Provenance
 from card_checker import check_card
 from label_names import name_labels
@@ -20,18 +21,15 @@ from photographs import PHOTOGRAPHS
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from sources import Source, in_fresh_memory, sha256_of
+from sources import Source, in_fresh_memory, pyramid_of, sha256_of
+from tasks import TASKS
 from torch import Tensor
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForSemanticSegmentation,
-    PreTrainedModel,
-)
+from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils.generic import ModelOutput
 
 import hf_pvt
+from hf_pvt.detection.modeling_detector import Detector
 from hf_pvt.variants import variant_of
 
 PROVENANCE = "conversion.json"
@@ -39,16 +37,14 @@ PROVENANCE = "conversion.json"
 # model's, so that the original layout comes back equal to the bit.
 UNUSED_WEIGHTS = "unused_weights.safetensors"
 
-AUTO_CLASSES: dict[str, Any] = {
-    "classification": AutoModelForImageClassification,
-    "segmentation": AutoModelForSemanticSegmentation,
-    "features": AutoModel,
-}
 TOP_LABELS = 5
+SHOWN_SCORE = 0.3  # the least score of the detections that are drawn
 
 
 def task_of(model: PreTrainedModel) -> str:
-    """ "classification", "segmentation", or "features" for a model without a head."""
+    """The key in TASKS; "features" for a model without a head."""
+    if isinstance(model, Detector):
+        return "instance-segmentation" if model.has_masks else "detection"
     if hasattr(model, "decode_head"):
         return "segmentation"
     return "classification" if getattr(model, "num_labels", 0) and hasattr(model, "classifier") else "features"
@@ -101,20 +97,20 @@ def write_repository(
         processor.save_pretrained(folder)
         if source.unused:
             save_file({key: weight.contiguous() for key, weight in source.unused.items()}, folder / UNUSED_WEIGHTS)
-        difference, outputs = verify(folder, model, processor, task)
+        largest, outputs = verify(folder, model, processor, task)
         provenance = Provenance(
             source=source.path.name,
             layout=source.layout,
             source_sha256=source.sha256,
             result_sha256=sha256_of(folder / "model.safetensors"),
             photograph=PHOTOGRAPHS[task][0].name,
-            difference=difference,
+            difference=largest,
         )
         card = Card(
             repo_id=repo_id,
             task=task,
             config=model.config,
-            variant=variant_of(model.config.model_type, model.config.to_dict()),
+            variant=variant_of(pyramid_of(model.config).model_type, pyramid_of(model.config).to_dict()),
             parameters=model.num_parameters(),
             benchmark=benchmark,
             provenance=provenance,
@@ -144,6 +140,11 @@ def image_processor(source: Source, task: str, benchmark: bool) -> BaseImageProc
     if task == "segmentation":
         published = getattr(source.processor, "published_resampling", benchmark)
         return hf_pvt.segmentation_image_processor(do_reduce_labels=benchmark, published_resampling=published)
+    if isinstance(source.model, Detector):
+        category_ids = hf_pvt.coco_category_ids() if benchmark else None
+        return hf_pvt.detection_image_processor(
+            return_segmentation_masks=source.model.has_masks, category_ids=category_ids
+        )
     size = source.model.config.image_size if source.model.config.model_type == "pvt" else 224
     return hf_pvt.classification_image_processor(size if isinstance(size, int) else min(size))
 
@@ -154,13 +155,14 @@ def verify(
     """Open the folder as a user would, compare on the example photographs, and make the outputs of the widgets.
 
     Returns:
-        The largest difference of the logits before saving and after loading, which has to be 0, and photograph ->
+        The largest difference of the outputs before saving and after loading, which has to be 0, and photograph ->
         labels with scores, or the overlay's file; both photographs and overlays are left in the folder's images/.
 
     Raises:
         ValueError: keys were missing or unknown, or the outputs differ.
     """
-    reloaded, problems = AUTO_CLASSES[task].from_pretrained(folder, output_loading_info=True)
+    auto_class = getattr(transformers, TASKS[task].auto_class)
+    reloaded, problems = auto_class.from_pretrained(folder, output_loading_info=True)
     if any(problems.values()):
         raise ValueError(f"what was written does not load whole: {problems}.")
     in_fresh_memory(reloaded)
@@ -171,23 +173,30 @@ def verify(
         shutil.copy(photograph.path, folder / "images")
         image = photograph.open()
         before, after = (
-            output_of(candidate, prepare(image, return_tensors="pt")["pixel_values"])
+            output_of(candidate, prepare(image, return_tensors="pt"))
             for candidate, prepare in ((model, processor), (reloaded.eval(), again))
         )
-        largest = max(largest, (before - after).abs().max().item())
+        largest = max(largest, *(difference(before[name], after[name]) for name in before))
         if task == "classification":
-            outputs[photograph.name] = most_likely(after, model.config.id2label)
-        elif task == "segmentation":
-            outputs[photograph.name] = {"url": draw_overlay(after, image, model.config, folder, photograph.name)}
+            outputs[photograph.name] = most_likely(after.logits, model.config.id2label)
+        elif task != "features":
+            picture = draw(after, again, image, task, model.config)
+            file = f"images/{Path(photograph.name).stem}-labels.jpg"
+            picture.save(folder / file, quality=88)
+            outputs[photograph.name] = {"url": file}
     if largest != 0:
         raise ValueError(f"the model reloaded from {folder} differs from the source by {largest}.")
     return largest, outputs
 
 
 @torch.inference_mode()
-def output_of(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    outputs = model(pixel_values)
-    return outputs.last_hidden_state if "last_hidden_state" in outputs else outputs.logits
+def output_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> ModelOutput:
+    output: ModelOutput = model(**batch)
+    return output
+
+
+def difference(before: Tensor, after: Tensor) -> float:
+    return (before - after).abs().max().item()
 
 
 def most_likely(logits: Tensor, id2label: dict[int, str]) -> list[dict[str, Any]]:
@@ -199,12 +208,15 @@ def most_likely(logits: Tensor, id2label: dict[int, str]) -> list[dict[str, Any]
     ]
 
 
-def draw_overlay(logits: Tensor, image: Image.Image, config: Any, folder: Path, name: str) -> str:
-    """The labels' colours over the photograph, as a file of the repository."""
-    file = f"images/{Path(name).stem}-labels.jpg"
+def draw(output: ModelOutput, processor: BaseImageProcessor, image: Image.Image, task: str, config: Any) -> Image.Image:
+    """The labels over the photograph: in colours, or as boxes and masks."""
     size = (image.height, image.width)
-    scores = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    palette = getattr(config, "palette", None)
-    overlay = hf_pvt.draw_segmentation(image, scores.argmax(1)[0], config.id2label, palette)
-    overlay.save(folder / file, quality=88)
-    return file
+    if task == "segmentation":
+        scores = torch.nn.functional.interpolate(output.logits, size=size, mode="bilinear", align_corners=False)
+        palette = getattr(config, "palette", None)
+        return hf_pvt.draw_segmentation(image, scores.argmax(1)[0], config.id2label, palette)
+    process = processor.post_process_object_detection
+    if task == "instance-segmentation":
+        process = processor.post_process_instance_segmentation
+    (detections,) = process(output, threshold=SHOWN_SCORE, target_sizes=[size])
+    return hf_pvt.draw_detections(image, detections, config.id2label)

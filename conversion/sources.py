@@ -17,8 +17,11 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_pvt.auto import AUTO_CLASSES
-from hf_pvt.original_checkpoints import build_model, checkpoint_file, read_checkpoint, recognise_layout
+from hf_pvt.checkpoint_files import checkpoint_file, read_checkpoint
+from hf_pvt.detection.auto_detectors import DETECTORS
+from hf_pvt.original_checkpoints import build_model, recognise_layout
 from hf_pvt.original_layouts import StateDict
+from hf_pvt.variants import CONFIG_CLASSES
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -64,6 +67,11 @@ def read_source(path: Path, **config_overrides: Any) -> Source:
     return source
 
 
+def pyramid_of(config: Any) -> Any:
+    """The configuration of the pyramid: of a detector's backbone, or of the model itself."""
+    return getattr(config, "backbone_config", config)
+
+
 def in_fresh_memory(model: PreTrainedModel) -> None:
     """Copy the weights out of the mapped file.
 
@@ -104,10 +112,19 @@ def _read_folder(path: Path) -> Source:
     """A model that Transformers or this package has saved."""
     content = json.loads((path / "config.json").read_text(encoding="utf-8"))
     architecture = (content.get("architectures") or ["none"])[0]
-    classes = {model.__name__: model for family in AUTO_CLASSES.values() for model in family.values()}
+    classes: dict[str, Any] = {
+        model.__name__: model
+        for model in (*(model for family in AUTO_CLASSES.values() for model in family.values()), *DETECTORS.values())
+    }
     if architecture not in classes:
         raise ValueError(
             f"{path} holds a model of class {architecture}, expected one of: {', '.join(sorted(classes))}."
+        )
+    backbone = content.get("backbone_config", content).get("model_type")
+    if backbone not in CONFIG_CLASSES:
+        raise ValueError(
+            f"{path} holds a detector on a backbone of the type {backbone!r}, expected one of: "
+            f"{', '.join(CONFIG_CLASSES)}."
         )
     try:
         model, problems = classes[architecture].from_pretrained(path, dtype=torch.float32, output_loading_info=True)

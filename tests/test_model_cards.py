@@ -10,15 +10,16 @@ import pytest
 from card_checker import check_card
 from huggingface_hub import ModelCard
 
-from hf_pvt import VARIANTS
+from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 
 CARDS = card.CARDS
 NAMES = [f"{variant}{suffix}.md" for suffix in ("", "-ade20k") for variant in VARIANTS]
+DETECTORS = [f"{detector}.md" for detector in PUBLISHED_DETECTORS]
 
 
 def test_one_for_each_variant_and_task() -> None:
-    assert sorted(path.name for path in CARDS.glob("*.md")) == sorted(NAMES)
-    assert len(NAMES) == 30
+    assert sorted(path.name for path in CARDS.glob("*.md")) == sorted(NAMES + DETECTORS)
+    assert len(NAMES) == len(DETECTORS) == 30
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,6 +41,24 @@ def test_committed_cards(name: str) -> None:
     assert data.license == variant.license
     assert data.library_name == "transformers"
     assert ("trust_remote_code=True" in text) == (variant.model_type == "p2t" or "ade20k" in name)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_committed_cards_of_detectors(name: str) -> None:
+    text = (CARDS / name).read_text(encoding="utf-8")
+    assert text == card.published_cards()[name].render()
+    assert check_card(CARDS / name) == []
+    detector = PUBLISHED_DETECTORS[name.removesuffix(".md")]
+    data = ModelCard(text).data
+    figures = [(result.metric_name, result.metric_value) for result in data.eval_results]
+    expected = [("box AP, % (reported by the paper)", detector.box_ap_reported)]
+    if detector.mask_ap_reported is not None:
+        expected.append(("mask AP, % (reported by the paper)", detector.mask_ap_reported))
+    assert figures == expected
+    assert {result.dataset_name for result in data.eval_results} == {"COCO"}
+    assert data.pipeline_tag == ("object-detection" if len(expected) == 1 else "image-segmentation")
+    assert f"| {detector.parameters:,} | {detector.gmacs_800x1280} |" in text
+    assert data.license == detector.license and "trust_remote_code=True" in text
 
 
 @pytest.fixture

@@ -491,7 +491,9 @@ def test_another_model(tmp_path: Path) -> None:
     message = message_of(saved({key: torch.ones(1) for key in keys}, tmp_path / "resnet.pth"))
     published = ["published P2T", "published PVT", "published PVTv2"]
     segmentation = [f"MMSegmentation Semantic FPN on {source}" for source in published]
-    expected = ", ".join([*published, "timm PVTv2", "timm PVTv2 features", *segmentation])
+    on = [*published, "MMDetection PVT", "MMDetection PVTv2"]
+    detection = [f"MMDetection {head} on {source}" for head in ("RetinaNet", "R-CNN") for source in on]
+    expected = ", ".join([*published, "timm PVTv2", "timm PVTv2 features", *segmentation, *detection])
     assert message == f" is none of: {expected}; its keys are {', '.join(keys)}."
 
 

@@ -1,7 +1,8 @@
-"""All 30 published checkpoints through the commands, there and back: `make verify` writes conversion/verification.md.
+"""All 60 published checkpoints through the commands, there and back: `make verify` writes conversion/verification.md.
 
 Each checkpoint is drawn from the published keys (see `reference`), converted by one command, opened with the Auto
 class, compared with the recorded outputs of the published implementation, and exported to its original layout again.
+Of detectors only the backbone is compared here, inside the recorded segmenter, where its weights have the same names.
 """
 
 import argparse
@@ -12,17 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import detector_keys
 import reference
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
 
 import hf_pvt
-from hf_pvt import VARIANTS
+from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "conversion" / "verification.md"
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "retinanet", "mask-rcnn")
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ def published_file(variant: str, task: str) -> tuple[str, dict[str, torch.Tensor
     name = variant.replace("-", "_")
     if task == "classification":
         return f"{name}.pth", reference.checkpoint(variant)
+    if task != "segmentation":
+        return f"{task}_{name}.pth", detector_keys.checkpoint(PUBLISHED_DETECTORS[f"{task}-{variant}"])
     return f"fpn_{name}.pth", reference.segmentation_checkpoint(variant)
 
 
@@ -58,10 +67,10 @@ def verify(variant: str, task: str, folder: Path, run: Callable[..., None] = run
     name, weights = published_file(variant, task)
     torch.save(weights if task == "classification" else {"meta": {}, "state_dict": weights}, folder / name)
     run("convert.py", folder / name, folder / "converted")
-    error = classification_error(variant, folder) if task == "classification" else segmentation_error(variant, folder)
+    error = ERRORS[task](variant, folder)
     run("export_original.py", folder / "converted", folder / "again.pth")
     again = torch.load(folder / "again.pth", weights_only=True)
-    again = again["state_dict"] if task == "segmentation" else again
+    again = again if task == "classification" else again["state_dict"]
     equal = weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
     return Result(variant, task, len(weights), error, equal)
 
@@ -74,10 +83,22 @@ def classification_error(variant: str, folder: Path) -> float:
     return reference.relative_error(logits, reference.logits(variant, height, width))
 
 
-@torch.inference_mode()
 def segmentation_error(variant: str, folder: Path) -> float:
+    return segmenter_error(variant, AutoModelForSemanticSegmentation.from_pretrained(folder / "converted"))
+
+
+def detection_error(variant: str, folder: Path) -> float:
+    """Of the recorded segmenter with the detector's backbone."""
+    torch.save({"meta": {}, "state_dict": reference.segmentation_checkpoint(variant)}, folder / "fpn.pth")
+    segmenter = hf_pvt.load_original(folder / "fpn.pth")
+    detector = AutoModelForObjectDetection.from_pretrained(folder / "converted")
+    segmenter.base_model.load_state_dict(detector.backbone.state_dict())
+    return segmenter_error(variant, segmenter)
+
+
+@torch.inference_mode()
+def segmenter_error(variant: str, model: PreTrainedModel) -> float:
     """Of the logits and of the four maps, whichever is larger."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder / "converted")
     errors = []
     for size in reference.recorded_sizes(variant, "semantic_fpn"):
         logits = model(reference.image(*size)).logits
@@ -89,6 +110,14 @@ def segmentation_error(variant: str, folder: Path) -> float:
         for feature_map, (_, samples) in zip(maps, reference.features(variant, *size), strict=True):
             errors.append(reference.relative_error(reference.samples(feature_map), samples))
     return max(errors)
+
+
+ERRORS = {
+    "classification": classification_error,
+    "segmentation": segmentation_error,
+    "retinanet": detection_error,
+    "mask-rcnn": detection_error,
+}
 
 
 def table(results: list[Result]) -> str:
@@ -113,7 +142,8 @@ def main() -> None:
     TABLE.write_text(
         f"# All published checkpoints, there and back\n\nWritten by `make verify` (hf_pvt {hf_pvt.__version__}): "
         "`convert.py`, the Auto class, `export_original.py`. Weights are drawn from the published keys; errors are the "
-        "largest difference from the published implementation's outputs, relative to their scale (limit "
+        "largest difference from the published implementation's outputs (of detectors: with their backbone), relative "
+        "to their scale (limit "
         f"{reference.tolerance('pvt-tiny'):.0e}; {reference.tolerance('pvt-large'):.0e} for "
         f"{', '.join(reference.DEEPEST)}).\n\n{table(results)}",
         encoding="utf-8",

@@ -17,6 +17,8 @@ from .detection.drawing_detections import draw_detections
 from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
 from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .detection.modeling_retinanet import RetinaNetForObjectDetection
+from .detection.original_detectors import register_original_detectors as _register_original_detectors
+from .detection.published_detectors import PUBLISHED_DETECTORS, detector_config
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
     PvtImageProcessor,
@@ -55,6 +57,7 @@ from .variants import VARIANTS, variant_config
 __version__ = _version("hf_pvt")
 
 __all__ = [
+    "PUBLISHED_DETECTORS",
     "VARIANTS",
     "MaskRcnnConfig",
     "MaskRcnnForInstanceSegmentation",
@@ -89,6 +92,7 @@ __all__ = [
     "coco_category_ids",
     "coco_id2label",
     "detection_image_processor",
+    "detector_config",
     "draw_detections",
     "draw_segmentation",
     "imagenet_1k_id2label",
@@ -101,3 +105,4 @@ __all__ = [
 
 _register()
 _register_detectors()
+_register_original_detectors()

@@ -1,9 +1,11 @@
 """What published checkpoints call the weights, as ordered tables from our names to a source's: pure data.
 
 The sources are the authors' PVT, PVTv2 and P2T, timm's PVTv2, and MMSegmentation's Semantic FPN on the authors' three.
+`detection.original_detectors` adds those of the detectors.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,23 +13,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 StateDict = dict[str, Tensor]
-Renames = tuple[tuple[str, str], ...]
+Renames = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 STAGES = 4
 
 
-def _per_stage(*renames: tuple[str, str]) -> Renames:
+def per_stage(*renames: tuple[str, str]) -> Renames:
     """The renames for each stage: `<i>` counts from 0 as ours do, `<n>` from 1 as the published ones."""
-    return tuple(
-        (pattern.replace("<i>", str(i)), name.replace("<i>", str(i)).replace("<n>", str(i + 1)))
-        for i in range(STAGES)
-        for pattern, name in renames
-    )
+    return tuple((of_stage(pattern, i), of_stage(name, i)) for i in range(STAGES) for pattern, name in renames)
+
+
+def of_stage(text: str, i: int) -> str:
+    return text.replace("<i>", str(i)).replace("<n>", str(i + 1))
 
 
 # Ours -> published, applied in order as `re.sub`.
 PUBLISHED: Renames = (
-    *_per_stage(
+    *per_stage(
         (r"^encoder\.layers\.<i>\.patch_embedding\.proj\.", r"patch_embed<n>.proj."),
         (r"^encoder\.layers\.<i>\.patch_embedding\.layer_norm\.", r"patch_embed<n>.norm."),
         (r"^encoder\.layers\.<i>\.patch_embedding\.position_embeddings", r"pos_embed<n>"),
@@ -86,9 +88,14 @@ class Layout:
     model_type: str
     marker: str  # a key that this layout has and no other
     renames: Renames
+    head: str = ""  # with this a key begins, as many models have the same pyramid
     pointwise: str = NOTHING  # our linears that are 1x1 convolutions there, as a pattern
     ignored: str = NOTHING  # keys without a use here, as a pattern
+    joined: tuple[str, ...] = ("key", "value")  # the projections of an attention that share a matrix, in its order
     is_segmentation: bool = False
+
+    def is_of(self, weights: StateDict) -> bool:
+        return self.marker in weights and any(key.startswith(self.head) for key in weights)
 
     def name(self, ours: str) -> str:
         """The source's name of our weight `ours` (without the base model's prefix)."""
@@ -96,25 +103,27 @@ class Layout:
             ours = re.sub(pattern, replacement, ours)
         return ours
 
+    def place(self, ours: str) -> int | None:
+        """Which part our weight `ours` is of a matrix that projections share, None where it is a whole one."""
+        projection = re.search(rf"\.attention\.({'|'.join(self.joined)})\.", ours)
+        return self.joined.index(projection[1]) if projection else None
+
     def shape(self, ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape there of our weight `ours`: keys and values share a matrix, keys first."""
-        if is_key(ours) or is_value(ours):
-            return (2 * shape[0], *shape[1:])
+        """The shape there of our weight `ours`."""
+        if self.place(ours) is not None:
+            return (len(self.joined) * shape[0], *shape[1:])
         return (*shape, 1, 1) if re.search(self.pointwise, ours) else shape
 
     def part(self, theirs: Tensor, ours: str) -> Tensor:
         """Our weight `ours` out of the source's tensor of that name and shape."""
-        if is_key(ours) or is_value(ours):
-            return theirs.chunk(2)[is_value(ours)]
+        place = self.place(ours)
+        if place is not None:
+            return theirs.chunk(len(self.joined))[place]
         return theirs.flatten(1) if re.search(self.pointwise, ours) else theirs
 
-
-def is_key(ours: str) -> bool:
-    return ".attention.key." in ours
-
-
-def is_value(ours: str) -> bool:
-    return ".attention.value." in ours
+    def whole(self, weight: Tensor, ours: str) -> Tensor:
+        """Back from a weight `ours` that is no part: the source's tensor."""
+        return weight.reshape(self.shape(ours, tuple(weight.shape)))
 
 
 PUBLISHED_LAYOUTS = (
@@ -134,17 +143,19 @@ def _with_semantic_fpn(layout: Layout) -> Layout:
         source=f"MMSegmentation Semantic FPN on {layout.source}",
         marker=f"backbone.{layout.marker}",
         renames=(*layout.renames, *SEMANTIC_FPN),
+        head="decode_head.",
         ignored=r"^auxiliary_head\.|^backbone\.head\.",
         is_segmentation=True,
     )
 
 
-LAYOUTS = (
+# All that are read; `register_original_detectors` adds the detectors'.
+LAYOUTS: list[Layout] = [
     *PUBLISHED_LAYOUTS,
     Layout("timm PVTv2", "pvt_v2", "stages.0.blocks.0.mlp.dwconv.weight", TIMM_PVT_V2),
     Layout("timm PVTv2 features", "pvt_v2", "stages_0.blocks.0.mlp.dwconv.weight", TIMM_FEATURES),
     *(_with_semantic_fpn(layout) for layout in PUBLISHED_LAYOUTS),
-)
+]
 
 
 def to_original(model: PreTrainedModel, layout: Layout) -> StateDict:
@@ -152,9 +163,9 @@ def to_original(model: PreTrainedModel, layout: Layout) -> StateDict:
     weights: StateDict = {}
     for name, weight in model.state_dict().items():
         ours = name.removeprefix(f"{model.base_model_prefix}.")
-        theirs = layout.name(ours)
-        if is_value(ours):
-            weights[theirs] = torch.cat((weights[theirs], weight))  # the key comes first in every attention
-        else:
-            weights[theirs] = weight if is_key(ours) else weight.reshape(layout.shape(ours, tuple(weight.shape)))
+        theirs, place = layout.name(ours), layout.place(ours)
+        if place is None:
+            weights[theirs] = layout.whole(weight, ours)
+        else:  # every attention holds them in this order
+            weights[theirs] = torch.cat((weights[theirs], weight)) if place else weight
     return weights

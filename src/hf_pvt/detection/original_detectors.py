@@ -1,0 +1,204 @@
+"""Published detectors for `load_original`: what their checkpoints call the weights, and what the shapes tell.
+
+The sources are MMDetection 2's RetinaNet, Mask R-CNN and Faster R-CNN on the authors' pyramids, and the same on the PVT
+and PVTv2 that MMDetection has itself.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..original_checkpoints import empty_model, pyramid_fields, shape_of, valid_config
+from ..original_labels import label_fields
+from ..original_layouts import LAYOUTS, PUBLISHED, PUBLISHED_LAYOUTS, STAGES, Layout, Renames, StateDict, per_stage
+from ..variants import CONFIG_CLASSES, variant_of
+from .auto_detectors import DETECTORS
+from .configuration_retinanet import RetinaNetConfig
+from .published_detectors import divided, published_detector
+
+# Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
+DETECTOR: Renames = (
+    (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{RetinaNetConfig.backbone_levels + int(m[1])}."),
+    (r"^(neck\.(lateral|fpn)_convs\.\d+|bbox_head\.(cls|reg)_convs\.\d+|mask_head\.convs\.\d+)\.", r"\1.conv."),
+    (r"^box_head\.", r"roi_head.bbox_head."),
+    (r"^mask_head\.", r"roi_head.mask_head."),
+    (r"^(?!neck\.|bbox_head\.|rpn_head\.|roi_head\.)", r"backbone."),
+)
+
+# MMDetection's own pyramids.
+OWN_PVT_V2: Renames = (
+    *PUBLISHED,
+    *per_stage(
+        (r"^patch_embed<n>\.proj\.", r"layers.<i>.0.projection."),
+        (r"^patch_embed<n>\.norm\.", r"layers.<i>.0.norm."),
+        (r"^pos_embed<n>", r"layers.<i>.1.0.pos_embed"),
+        (r"^block<n>\.", r"layers.<i>.1."),
+        (r"^norm<n>\.", r"layers.<i>.2."),
+    ),
+    (r"\.attn\.(q|kv)\.", r".attn.attn.in_proj_"),
+    (r"\.attn\.proj\.", r".attn.attn.out_proj."),
+    (r"\.mlp\.fc1\.", r".ffn.layers.0."),
+    (r"\.mlp\.dwconv\.dwconv\.", r".ffn.layers.1."),
+    (r"\.mlp\.fc2\.", r".ffn.layers.4."),
+)
+
+# PVT has no convolution in its feed-forward, and the position embeddings in front of the blocks.
+OWN_PVT: Renames = (
+    (r"^(encoder\.layers\.\d\.blocks)\.(\d+)\.", lambda m: f"{m[1]}.{int(m[2]) + 1}."),
+    *OWN_PVT_V2,
+    (r"\.ffn\.layers\.4\.", r".ffn.layers.3."),
+)
+
+
+@dataclass(frozen=True)
+class DetectorLayout(Layout):
+    """A pyramid inside a detector of MMDetection."""
+
+    detector: str = ""  # its model type
+
+    def backbone_fields(self, variant: str | None) -> dict[str, Any]:
+        """What of the backbone the shapes do not tell; `variant` is the published one that it is."""
+        return {"drop_path_rate": published_detector(self.detector, variant).drop_path_rate} if variant else {}
+
+
+@dataclass(frozen=True)
+class OwnPyramidLayout(DetectorLayout):
+    """MMDetection's own pyramid: queries, keys and values in one matrix, and no class token's position in PVT.
+
+    All its norms have the epsilon 1e-6, also those that have 1e-5 in the authors' code; every size has drop path 0.1.
+    """
+
+    pointwise: str = r"\.mlp\.dense\d\.weight$"
+    joined: tuple[str, ...] = ("query", "key", "value")
+
+    def backbone_fields(self, variant: str | None) -> dict[str, Any]:
+        return {"drop_path_rate": 0.1, "reduction_layer_norm_eps": 1e-6}
+
+    def lacks_class_entry(self, ours: str) -> bool:
+        return ours.endswith(f"encoder.layers.{STAGES - 1}.patch_embedding.position_embeddings")
+
+    def shape(self, ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.lacks_class_entry(ours):
+            return (shape[0], shape[1] - 1, *shape[2:])
+        return super().shape(ours, shape)
+
+    def part(self, theirs: Tensor, ours: str) -> Tensor:
+        if self.lacks_class_entry(ours):  # dense prediction skips it
+            return torch.cat((torch.zeros_like(theirs[:, :1]), theirs), dim=1)  # (1, 1 + N, C)
+        return super().part(theirs, ours)
+
+    def whole(self, weight: Tensor, ours: str) -> Tensor:
+        return weight[:, 1:] if self.lacks_class_entry(ours) else super().whole(weight, ours)
+
+
+@dataclass(frozen=True)
+class Head:
+    """How the heads of a detector are told: by the weights `needed` (ours), from which `fields` reads sizes."""
+
+    title: str
+    marker: str  # with this a key of its head begins, there
+    needed: tuple[str, ...]
+    fields: Callable[[StateDict, Layout], dict[str, Any]]
+
+
+def retinanet_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
+    """The number of labels: each anchor has one output for each, and four for its box."""
+    outputs, boxes = (shape_of(weights, layout, f"bbox_head.retina_{kind}.weight")[0] for kind in ("cls", "reg"))
+    return {"num_labels": outputs // max(boxes // 4, 1)}
+
+
+def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
+    """The number of labels, without the background, and whether there are masks."""
+    outputs, hidden = shape_of(weights, layout, "box_head.fc_cls.weight")
+    mask_head = layout.name("mask_head.")
+    return {
+        "num_labels": outputs - 1,
+        "box_hidden_size": hidden,
+        "with_masks": any(key.startswith(mask_head) for key in weights),
+    }
+
+
+HEADS = {
+    "retinanet": Head(
+        "RetinaNet",
+        "bbox_head.retina_cls.",
+        ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"),
+        retinanet_fields,
+    ),
+    "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
+}
+LATERAL = "neck.lateral_convs.0.weight"
+
+
+def _authors_layout(layout: Layout, detector: str) -> DetectorLayout:
+    """The authors' pyramid in MMDetection 2; P2T's may still carry its classifier."""
+    return DetectorLayout(
+        source=f"MMDetection {HEADS[detector].title} on {layout.source}",
+        model_type=layout.model_type,
+        marker=f"backbone.{layout.marker}",
+        renames=(*layout.renames, *DETECTOR),
+        head=HEADS[detector].marker,
+        pointwise=layout.pointwise,
+        ignored=r"^backbone\.head\.",
+        detector=detector,
+    )
+
+
+def _own_layout(model_type: str, detector: str) -> DetectorLayout:
+    title, marker, renames = {
+        "pvt": ("PVT", "layers.0.1.0.pos_embed", OWN_PVT),
+        "pvt_v2": ("PVTv2", "layers.0.1.0.ffn.layers.1.weight", OWN_PVT_V2),
+    }[model_type]
+    return OwnPyramidLayout(
+        source=f"MMDetection {HEADS[detector].title} on MMDetection {title}",
+        model_type=model_type,
+        marker=f"backbone.{marker}",
+        renames=(*renames, *DETECTOR),
+        head=HEADS[detector].marker,
+        detector=detector,
+    )
+
+
+DETECTOR_LAYOUTS = tuple(
+    layout
+    for detector in HEADS
+    for layout in (
+        *(_authors_layout(published, detector) for published in PUBLISHED_LAYOUTS),
+        *(_own_layout(model_type, detector) for model_type in ("pvt", "pvt_v2")),
+    )
+)
+
+
+def register_original_detectors() -> None:
+    """Let `load_original` read detectors."""
+    LAYOUTS.extend(layout for layout in DETECTOR_LAYOUTS if layout not in LAYOUTS)
+    empty_model.register(DetectorLayout, empty_detector)
+
+
+def empty_detector(
+    layout: DetectorLayout,
+    weights: StateDict,
+    meta: dict[str, Any],
+    overrides: dict[str, Any],
+    path: str | os.PathLike[str],
+) -> PreTrainedModel:
+    """The detector of a layout, without values."""
+    detector, head = DETECTORS[layout.detector], HEADS[layout.detector]
+    config_class: Any = detector.config_class
+    own, of_backbone = divided(overrides, config_class, CONFIG_CLASSES[layout.model_type])
+    backbone = pyramid_fields(weights, layout, of_backbone, (LATERAL, *head.needed), path)
+    backbone |= layout.backbone_fields(variant_of(layout.model_type, backbone))
+    fields = {"fpn_hidden_size": shape_of(weights, layout, LATERAL)[0], **head.fields(weights, layout)}
+    own = label_fields(meta, own, fields["num_labels"], "detection") | own
+    if "id2label" in own:
+        del fields["num_labels"]
+    backbone_config = valid_config(CONFIG_CLASSES[layout.model_type], backbone | of_backbone, layout, path)
+    model: PreTrainedModel = detector(
+        valid_config(config_class, fields | {"backbone_config": backbone_config} | own, layout, path)
+    )
+    return model
