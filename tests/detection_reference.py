@@ -4,13 +4,13 @@ As in `reference`, weights and inputs are drawn from names; the outputs are in `
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import detector_keys
 import numpy as np
 import reference
 import torch
@@ -19,12 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import hf_pvt
+from hf_pvt.original_checkpoints import recognise_layout
+from hf_pvt.original_layouts import Layout
 
-FOLDER = reference.FIXTURES / "detection"
-CLASSES = {
-    "retinanet": (hf_pvt.RetinaNetConfig, hf_pvt.RetinaNetForObjectDetection),
-    "mask_rcnn": (hf_pvt.MaskRcnnConfig, hf_pvt.MaskRcnnForInstanceSegmentation),
-}
 RECORDED = {
     "retinanet": ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li", "p2t_tiny"),
     "mask_rcnn": ("pvt_small", "pvt_v2_b1", "pvt_v2_b2_li", "p2t_small"),
@@ -59,7 +56,7 @@ class Recorded:
             return {name: json.loads(text) for name, text in file.metadata().items() if name != "salt"}
 
     def _open(self) -> Any:
-        return safe_open(FOLDER / f"{self.detector}.safetensors", "pt")
+        return safe_open(detector_keys.FOLDER / f"{self.detector}.safetensors", "pt")
 
     def tensor(self, name: str) -> Tensor:
         """A recorded tensor of this variant, such as "single/test/neck/0/samples"."""
@@ -81,10 +78,23 @@ class Recorded:
             return reference.weight(name, shape)
         return torch.from_numpy((reference.drawn_weight(name, shape) * gain).astype(np.float32))
 
+    @cached_property
+    def keys(self) -> dict[str, tuple[int, ...]]:
+        """Key and shape of every weight of the published checkpoint."""
+        (row,) = (
+            row
+            for row in hf_pvt.PUBLISHED_DETECTORS.values()
+            if (row.model_type, row.variant) == (self.detector, self.variant.replace("_", "-"))
+        )
+        return detector_keys.published_keys(row)
+
+    @property
+    def layout(self) -> Layout:
+        return recognise_layout(detector_keys.without_values(self.keys), str(self))
+
     def model(self, path: Path) -> PreTrainedModel:
         """The detector, by way of a published checkpoint at `path`."""
-        keys = checkpoint_keys(self.detector, self.variant)
-        weights = {name: self.weight(name, shape) for name, shape in keys.items()}
+        weights = {name: self.weight(name, shape) for name, shape in self.keys.items()}
         torch.save({"meta": {}, "state_dict": weights}, path)
         return hf_pvt.load_original(path)
 
@@ -105,28 +115,18 @@ class Recorded:
 
 def labels_of(objects: list[list[float]], valid: tuple[int, int], padded: tuple[int, int]) -> dict[str, Tensor]:
     """Objects x1, y1, x2, y2, label in pixels; their masks are an inscribed ellipse and the whole box, by turns."""
-    values = torch.tensor(objects, dtype=torch.float64).view(-1, 5)
+    values = torch.tensor(objects, dtype=torch.float32).view(-1, 5).double()  # the recorded ones were rounded
     x1, y1, x2, y2 = values[:, :4].unbind(1)
     height, width = valid
     boxes = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
     rows = torch.arange(padded[0], dtype=torch.float64)[:, None] + 0.5
     columns = torch.arange(padded[1], dtype=torch.float64) + 0.5
     masks = torch.zeros(len(values), *padded, dtype=torch.bool)
-    for number, (left, top, right, bottom) in enumerate(values[:, :4].float().double().tolist()):
+    for number, (left, top, right, bottom) in enumerate(values[:, :4].tolist()):
         across = (columns - (left + right) / 2) / ((right - left) / 2)
         down = (rows - (top + bottom) / 2) / ((bottom - top) / 2)
         masks[number] = across**2 + down**2 <= 1 if number % 2 == 0 else (across.abs() <= 1) & (down.abs() <= 1)
     return {"class_labels": values[:, 4].long(), "boxes": torch.stack(boxes, dim=1), "masks": masks}
-
-
-def checkpoint_keys(detector: str, variant: str) -> dict[str, tuple[int, ...]]:
-    """Key and shape of every weight of a published detector; the pyramid's are as in MMSegmentation's checkpoints."""
-    ours = variant.replace("_", "-")
-    widths = "-".join(str(width) for width in hf_pvt.VARIANTS[ours].hidden_sizes)
-    heads = json.loads((FOLDER / "keys.json").read_text())[f"{detector}.{widths}"]
-    pyramid = reference.segmentation_keys()[ours].items()
-    backbone = {key: shape for key, shape in pyramid if re.match(r"backbone\.(?!head\.)", key)}
-    return backbone | {key: tuple(shape) for key, shape in heads.items()}
 
 
 class Gradients:

@@ -7,7 +7,7 @@ float64, 1e-6.
 from collections.abc import Iterator
 from typing import Any
 
-import detection_reference
+import detector_keys
 import pytest
 import torch
 from detection_reference import RECORDED, Case, Gradients, Recorded
@@ -208,6 +208,8 @@ def test_losses_and_gradients(
         check_losses(recorded, model(case.pixel_values, case.pixel_mask, case.labels), training, TOLERANCE)
     if recorded.detector == "mask_rcnn":
         check_sampled(recorded, sampler.calls, training, len(case.valid))
+    if recorded.detector == "mask_rcnn" and recorded.variant != "pvt_v2_b1" and training != "single/train":
+        return  # each takes seconds: all cases of one variant, and one case of the others
     # In float32 the rounding of a convolution flips ReLUs, which a gradient's norm shows: in float64 it is exact.
     model.double().zero_grad()
     output = model(case.pixel_values.double(), case.pixel_mask, case.labels)
@@ -225,7 +227,7 @@ def check_losses(recorded: Recorded, output: Any, training: str, tolerance: floa
 
 
 def check_gradients(recorded: Recorded, model: PreTrainedModel, training: str) -> None:
-    theirs = to_original(Gradients(model), detection_reference.layout(recorded))
+    theirs = to_original(Gradients(model), recorded.layout)
     for part in recorded.names(f"{training}/grad_norm/"):
         squares = [
             gradient.square().sum() for name, gradient in theirs.items() if part == "all" or name.startswith(f"{part}.")
@@ -278,7 +280,7 @@ def test_assigner_in_float32(detector: str) -> None:
     config, assign = ASSIGNERS[detector]
     maps = [torch.empty(1, 1, -(-256 // stride), -(-352 // stride)) for stride in config.strides]
     anchors = torch.cat(Anchors.of(config)(maps))
-    with safe_open(detection_reference.FOLDER / "retinanet.safetensors", "pt") as file:
+    with safe_open(detector_keys.FOLDER / "retinanet.safetensors", "pt") as file:
         boxes = torch.tensor(Recorded("retinanet", "pvt_tiny").metadata["assigner"])[:, :4]
         for number in (*range(len(boxes)), "all"):
             prefix = f"assigner/{detector}/{number}"
