@@ -149,7 +149,7 @@ def test_second_stage(recorded: Recorded, model: PreTrainedModel, case: Case) ->
     every_label: list[Tensor] = []
     hook = model.mask_head.conv_logits.register_forward_hook(lambda _, __, logits: every_label.append(logits))
     with torch.inference_mode():
-        levels, _, _ = model.encode(case.pixel_values)
+        levels = model.poolable(model.encode(case.pixel_values)[0])
         for image, (valid, original) in enumerate(zip(case.valid, case.original, strict=True)):
             prefix = f"{case.name}/test/image{image}"
             boxes = only(image, recorded.tensor(f"{prefix}/proposals")[:, :4], len(case.valid))

@@ -76,6 +76,7 @@ class MaskRcnnForInstanceSegmentation(Detector):
         losses = self.rpn_head.losses(levels, predictions, objects, sizes)
         proposals = self.rpn_head.propose(levels, predictions, sizes, self.config.rpn_training_candidates)
         batch = [self.sampled(boxes, truth) for boxes, truth in zip(proposals, objects, strict=True)]
+        levels = self.poolable(levels)
         losses |= self.box_losses(levels, batch)
         if self.config.with_masks:
             positive = [image.positive for image in batch]
@@ -116,6 +117,7 @@ class MaskRcnnForInstanceSegmentation(Detector):
     ) -> tuple[list[Detections], Tensor | None]:
         config = self.config
         proposals = self.rpn_head.propose(levels, predictions, sizes, config.rpn_candidates)
+        levels = self.poolable(levels)
         logits, deltas = self.box_predictions(levels, proposals)
         counts = [len(boxes) for boxes in proposals]
         scores = logits.softmax(dim=1)[:, :-1].split(counts)
@@ -138,7 +140,13 @@ class MaskRcnnForInstanceSegmentation(Detector):
         """Logits (n, 28, 28) of the masks of all images' boxes, in float32."""
         return at_least_float32(self.mask_head(self.pooled(levels, boxes, self.config.mask_pool_size), labels))
 
+    def poolable(self, levels: list[Tensor]) -> list[Tensor]:
+        """The levels that boxes are pooled from, as RoIAlign reads them: copied once for boxes and masks.
+
+        The level beyond the backbone's is for proposals alone.
+        """
+        return [at_least_float32(level).contiguous() for level in levels[: self.config.backbone_levels]]
+
     def pooled(self, levels: list[Tensor], boxes: list[Tensor], side: int) -> Tensor:
-        """(n, D, side, side) of all images' boxes; the level beyond the backbone's is for proposals alone."""
-        finest = levels[: self.config.backbone_levels]
-        return pool_boxes(finest, self.config.strides[: len(finest)], boxes, side).to(self.dtype)
+        """(n, D, side, side) of all images' boxes, from poolable levels."""
+        return pool_boxes(levels, self.config.strides[: len(levels)], boxes, side).to(self.dtype)
