@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hf_pvt
 from hf_pvt.detection import modeling_mask_rcnn
+from hf_pvt.detection.auto_detectors import DETECTORS
 
 from .forward import RESULTS, machine, memory
 
@@ -70,7 +71,7 @@ def build(candidate: str) -> Any:
 
         return getattr(detection, TORCHVISION[candidate])(weights=None, weights_backbone=None).eval()
     detector, variant = candidate.split()
-    return busy(hf_pvt.DETECTORS[detector](hf_pvt.detector_config(detector, variant)).eval())
+    return busy(DETECTORS[detector](hf_pvt.detector_config(detector, variant)).eval())
 
 
 @torch.inference_mode()

@@ -12,6 +12,9 @@ from .torchvision_ops import torchvision_ops
 
 NEGATIVE, IGNORED = -1, -2
 
+# Boxes whose overlaps with all anchors are held at once: of a photograph with a thousand, all would take gigabytes.
+BOXES_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class IoUAssigner:
@@ -28,14 +31,18 @@ class IoUAssigner:
 
     def __call__(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """For each anchor (A, 4) the index of its box (n, 4), `NEGATIVE` or `IGNORED`: (A,)."""
-        if not len(boxes):
-            return anchors.new_full((len(anchors),), NEGATIVE, dtype=torch.int64)
-        overlaps = torchvision_ops.box_iou(boxes, anchors)  # (n, A)
-        best, assigned = overlaps.max(dim=0)  # (A,)
+        best = anchors.new_zeros(len(anchors))
+        assigned = torch.full_like(best, NEGATIVE, dtype=torch.int64)
+        taken = assigned
+        for first in range(0, len(boxes), BOXES_AT_ONCE):
+            overlaps = torchvision_ops.box_iou(boxes[first : first + BOXES_AT_ONCE], anchors)  # (n, A)
+            best_of_some, box = overlaps.max(dim=0)  # (A,)
+            assigned = torch.where(best_of_some > best, first + box, assigned)
+            best = torch.maximum(best, best_of_some)
+            best_of_box = overlaps.max(dim=1, keepdim=True).values  # (n, 1)
+            ties = (overlaps == best_of_box) & (best_of_box >= self.least) & (best_of_box > 0)
+            order = torch.arange(first, first + len(overlaps), device=boxes.device)[:, None]
+            taken = torch.maximum(taken, torch.where(ties, order, NEGATIVE).max(dim=0).values)  # the last box
         assigned[best < self.positive] = IGNORED
         assigned[best < self.negative] = NEGATIVE
-        best_of_box = overlaps.max(dim=1, keepdim=True).values  # (n, 1)
-        ties = (overlaps == best_of_box) & (best_of_box >= self.least) & (best_of_box > 0)
-        order = torch.arange(1, len(boxes) + 1, device=boxes.device)[:, None]
-        last = (ties * order).max(dim=0).values  # (A,), 0 where no box ties
-        return torch.where(last > 0, last - 1, assigned)
+        return torch.where(taken >= 0, taken, assigned)
