@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from hf_pvt import VARIANTS
+from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 
-from . import forward, training_memory
+from . import detection, forward, training_memory
 from .forward import RESULTS
 
 
@@ -25,6 +25,28 @@ def variants_table() -> str:
         cells += [f"{variant.fpn_gmacs_512:.1f}", f"{variant.miou_reported:.1f}", variant.license]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def detectors_table() -> str:
+    """All published detectors, a variant a line."""
+    header = ["variant", "RetinaNet: parameters, M", "GMACs at 1280x800", "box AP, % (reported)"]
+    header += ["Mask R-CNN: parameters, M", "GMACs at 1280x800", "box AP / mask AP, % (reported)"]
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    for name in VARIANTS:
+        rows = [row for row in PUBLISHED_DETECTORS.values() if row.variant == name]
+        cells = [f"`{name}`"]
+        for row in sorted(rows, key=lambda row: row.mask_ap_reported is not None):  # RetinaNet first
+            precision = f"{row.box_ap_reported:.1f}"
+            precision += "" if row.mask_ap_reported is None else f" / {row.mask_ap_reported:.1f}"
+            cells += [f"{row.parameters / 1e6:.1f}", f"{row.gmacs_800x1280:.0f}", precision]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def detection_table() -> str:
+    """The last run of `benchmarks.detection`."""
+    results = json.loads((RESULTS / "detection.json").read_text())
+    return f"`python -m benchmarks.detection`: {results['machine']}.\n\n{detection.table(results)}"
 
 
 def forward_table() -> str:
@@ -44,7 +66,12 @@ def training_memory_tables() -> str:
 ROOT = Path(__file__).parent.parent
 MEMORY_TITLES = {"classifier": "Classifiers with 1,000 labels", "segmenter": "Semantic FPN with 150 labels"}
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"variants": variants_table, "forward": forward_table},
+    ROOT / "README.md": {
+        "variants": variants_table,
+        "detectors": detectors_table,
+        "forward": forward_table,
+        "detection": detection_table,
+    },
     ROOT / "examples" / "README.md": {"training-memory": training_memory_tables},
 }
 

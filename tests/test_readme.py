@@ -49,6 +49,9 @@ def test_code(namespace: dict[str, Any]) -> None:
     assert {result["label"] for result in namespace["results"]} <= {"background", *(f"digit {n}" for n in range(10))}
     assert namespace["labels"].shape == (96, 96)
     assert (namespace["folder"] / "out/overlay.png").is_file()
+    assert set(namespace["terms"]) == {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"}
+    assert namespace["found"]["boxes"].shape == (len(namespace["found"]["scores"]), 4)
+    assert (namespace["folder"] / "out/detections.png").is_file()
 
 
 def test_ecosystem(namespace: dict[str, Any]) -> None:
