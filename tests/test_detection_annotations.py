@@ -176,6 +176,10 @@ def test_nearest_of_opencv() -> None:
         ({"bbox": [5, 5, -1, 10]}, r"the box \[5.0, 5.0, -1.0, 10.0\], expected x, y, width >= 0, height >= 0"),
         ({"bbox": [5, 5, 10, float("nan")]}, "the box .*nan.*, expected x, y"),
         ({"bbox": [5, 5, 10]}, r"the box \[5.0, 5.0, 10.0\], expected x, y"),
+        ({"bbox": None}, "the box None, expected x, y"),
+        ({"bbox": "1, 2"}, "the box '1, 2', expected x, y"),
+        ({"bbox": [1, 2, "wide", 4]}, "'wide' where a number is expected"),
+        ({"area": "large"}, "'large' where a number is expected"),
         ({"category_id": 12}, "the category 12, expected one of the 80 category_ids; .*coco_category_ids"),
         ({"category_id": "dog"}, "the category 'dog', expected one of the 80"),
         ({"category_id": -1, "category_ids": None}, "the category -1, expected a label from 0"),
@@ -196,8 +200,9 @@ def test_broken_annotations(changes: dict[str, Any], message: str) -> None:
         ([{"image_id": "a.jpg", "annotations": []}], "image_id is 'a.jpg', expected an integer"),
         (
             [{"image_id": 1, "annotations": [{"category_id": 1}]}],
-            "annotation 0 of image 1 has .*, expected at least",
+            "annotation 0 of image 1 is .*, expected a dict with at least bbox and category_id",
         ),
+        ([{"image_id": 1, "annotations": ["box"]}], "annotation 0 of image 1 is .*, expected a dict"),
     ],
 )
 def test_broken_format(annotation: Any, message: str) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from families import BACKBONES, DETECTORS, FASTER_RCNN, MASK_RCNN, RETINANET, DetectorRow, Family, tiny_detector
+from families import BACKBONES, DETECTORS, FASTER_RCNN, MASK_RCNN, PVT_V2, RETINANET, DetectorRow, Family, tiny_detector
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import ops
 from transformers import (
@@ -385,6 +387,50 @@ GROUND_TRUTH: dict[str, Callable[[], list[dict[str, Tensor]]]] = {
     "below a pixel": lambda: [objects((0.5, 0.5, 1e-3, 1e-3)), objects((0.31, 0.7, 1e-5, 0.5))],
     "1,000 boxes": lambda: [objects(*map(tuple, MANY.clamp(min=0.01).tolist())), LABELS[1]],
 }
+
+
+@every
+def test_crowds_are_not_learnt(detector: DetectorRow) -> None:
+    """What the image processor keeps apart changes no loss."""
+    model = tiny_detector(detector)
+    crowd = {f"crowd_{name}": value for name, value in objects((0.5, 0.5, 0.9, 0.9)).items()}
+    crowds = [label | crowd for label in LABELS]
+    losses = []
+    for labels in (LABELS, crowds):
+        torch.manual_seed(0)
+        losses.append(model(IMAGES, labels=labels).loss)
+    assert losses[0].equal(losses[1])
+
+
+@every
+def test_other_channels(detector: DetectorRow, tmp_path: Path) -> None:
+    """In the configuration, of a classifier's folder and of a detector's: the first convolution is theirs, repeated."""
+    config = tiny_detector(detector).config
+    assert type(config)(**config.to_dict() | {"num_channels": 5}).backbone_config.num_channels == 5
+    tiny_detector(detector).save_pretrained(tmp_path)
+    model = type(tiny_detector(detector)).from_pretrained(tmp_path, num_channels=4).eval()
+    assert model.config.num_channels == model.config.backbone_config.num_channels == 4
+    theirs = tiny_detector(detector).get_input_embeddings().weight
+    torch.testing.assert_close(model.get_input_embeddings().weight, theirs[:, [0, 1, 2, 0]] * 3 / 4)
+    processor = hf_pvt.detection_image_processor(4, size={"shortest_edge": 64, "longest_edge": 96})
+    pixels = np.random.default_rng(0).integers(0, 65536, (48, 64, 4), dtype=np.uint16)
+    inputs = processor(pixels, return_tensors="pt")
+    assert inputs["pixel_values"].shape[1] == 4
+    with torch.no_grad():
+        assert model(**inputs).pred_scores.isfinite().all()
+
+
+def test_what_cannot_start_a_detector(tmp_path: Path) -> None:
+    """A file, and a folder without some of the pyramid's weights."""
+    (tmp_path / "pvt.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"pvt\.pth is a file, expected a folder .* hf_pvt\.load_original"):
+        hf_pvt.RetinaNetForObjectDetection.from_backbone(tmp_path / "pvt.pth")
+    hf_pvt.PvtV2Model(PVT_V2.tiny_config()).save_pretrained(tmp_path / "bare")
+    weights = load_file(tmp_path / "bare" / "model.safetensors")
+    lost = next(name for name in weights if "layers.2" in name and "attention.query" in name)
+    save_file({name: value for name, value in weights.items() if name != lost}, tmp_path / "bare" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"bare cannot start a RetinaNet.*: it has no .*attention\.query"):
+        hf_pvt.RetinaNetForObjectDetection.from_backbone(tmp_path / "bare", num_labels=3)
 
 
 # No anchor of the proposals overlaps such a box by 0.3.

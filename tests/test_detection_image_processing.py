@@ -176,7 +176,7 @@ def test_without_the_extra() -> None:
     """The package and its detection parts can be imported; using them says what to install."""
     result = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    install = "which is not installed; run `pip install hf_pvt[detection]`."
+    install = 'which is not there; install it with pip install "hf_pvt[detection]".'
     assert result.stdout.splitlines() == [
         f"PvtDetectionImageProcessor needs torchvision, {install}",
         f"COCO's masks need faster-coco-eval, {install}",

@@ -70,3 +70,11 @@ def test_instance_segmentation(as_folder: bool, tmp_path: Path, silent: None) ->
         assert result["mask"].size == PHOTO.size
         mask = torch.from_numpy(np.array(result["mask"])) > 0
         assert mask.equal(expected["segmentation"] == number)
+
+
+def test_images_of_16_bits(tmp_path: Path) -> None:
+    """A grey TIFF is not clipped to white: the boxes are those of its 8 bits."""
+    grey = np.asarray(PHOTO.convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.tif")
+    detector = pipeline("object-detection", **arguments(RETINANET, None))
+    assert detector(str(tmp_path / "deep.tif"), threshold=0.1) == detector(Image.fromarray(grey), threshold=0.1)

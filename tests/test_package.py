@@ -79,7 +79,7 @@ def test_core_dependencies_suffice() -> None:
         "PvtImageProcessorPil (1, 3, 224, 224)",
         "PvtSegmentationImageProcessorPil (1, 96, 128)",
         *(
-            f'{name} needs torchvision for RoIAlign and NMS; install it with pip install "hf_pvt[detection]".'
+            f'{name} needs torchvision, which is not there; install it with pip install "hf_pvt[detection]".'
             for name in ("RetinaNetForObjectDetection", "MaskRcnnForInstanceSegmentation")
         ),
     ]
@@ -142,3 +142,13 @@ def test_imports_run_one_way(module: str) -> None:
         frontier = set().union(*map(siblings, frontier)) - reached
     assert module not in reached
     assert reached <= set(MODULES)
+
+
+def test_detectors_import_the_rest_and_not_back() -> None:
+    """Siblings and the package above; what lies there knows nothing of them, but for the package's own file."""
+    for file in SOURCE.glob("*.py"):
+        assert file.name == "__init__.py" or ".detection" not in file.read_text(), file.name
+    files = {file.stem: file.read_text() for file in (SOURCE / "detection").glob("*.py")}
+    assert not {*files} & {*MODULES} - {"__init__"}  # remote code lies in one folder
+    for name, text in files.items():
+        assert not re.findall(r"^\s*(?:from \.+ import|import hf_pvt|from hf_pvt)", text, flags=re.MULTILINE), name

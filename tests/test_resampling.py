@@ -61,7 +61,9 @@ def test_processor(backend: type, tmp_path: Path) -> None:
     four = backend(published_resampling=True, **plain | {"image_mean": [0.0] * 4, "image_std": [1.0] * 4})
     pixels = np.dstack((PHOTO, PHOTO[..., 0]))
     found_of_four = 255 * np.asarray(four(pixels)["pixel_values"][0])
-    np.testing.assert_array_equal(found_of_four, found[[0, 1, 2, 0]])
+    difference = np.abs(found_of_four - found[[0, 1, 2, 0]])
+    # A tie may be rounded either way: how PyTorch's vectors end depends on threads and channels.
+    assert difference.max() < 1.01 and (difference > 0.01).mean() < 1e-3
     default = 255 * np.asarray(backend(**plain)(Image.fromarray(PHOTO))["pixel_values"][0])
     assert np.abs(default - expected).mean() > 2
     processor.save_pretrained(tmp_path)

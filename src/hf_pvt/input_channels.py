@@ -86,4 +86,5 @@ def stored_channels(path: str | os.PathLike[str], where: dict[str, Any]) -> int 
     except (OSError, TypeError):  # `from_pretrained` says what is wrong
         return None
     # What a configuration leaves out is its default: images of three channels.
+    stored = stored.get("backbone_config", stored)  # a detector's
     return stored.get("num_channels", 3) if stored else None

@@ -5,6 +5,7 @@ Transformers' turn every image into RGB of 8 bits first, which clips 16 bits and
 
 from typing import Any
 
+import torch
 from transformers import pipelines
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -45,11 +46,19 @@ class ImageSegmentationPipeline(ImagePipelineMixin, pipelines.ImageSegmentationP
         return super().prepare(image) | {"target_size": [image_size(image)]}
 
 
+class ObjectDetectionPipeline(ImagePipelineMixin, pipelines.ObjectDetectionPipeline):  # type: ignore[misc]
+    """Transformers' own, with images as their files have them."""
+
+    def prepare(self, image: Any) -> Any:  # type: ignore[override]
+        return super().prepare(image) | {"target_size": torch.tensor([image_size(image)])}
+
+
 def register_pipelines() -> None:
     """Give these to `pipeline`; for other processors they are Transformers' own."""
     for task, pipeline in {
         "image-classification": ImageClassificationPipeline,
         "image-feature-extraction": ImageFeatureExtractionPipeline,
         "image-segmentation": ImageSegmentationPipeline,
+        "object-detection": ObjectDetectionPipeline,
     }.items():
         PIPELINE_REGISTRY.supported_tasks[task]["impl"] = pipeline

@@ -31,8 +31,7 @@ def resized(image: Any, size: Size, resample: Any = Image.Resampling.BILINEAR, p
 def between_neighbours(image: Any, size: Size) -> Any:
     """OpenCV's INTER_LINEAR, within one level: between the four nearest pixels, however much an image shrinks."""
     pixels = torch.from_numpy(np.array(image))  # (h, w, C)
-    planes = pixels.movedim(2, 0)[None].float().contiguous()  # PyTorch's kernels for other layouts round otherwise
-    scaled = F.interpolate(planes, size, mode="bilinear", align_corners=False)[0]
+    scaled = F.interpolate(pixels.movedim(2, 0)[None].float(), size, mode="bilinear", align_corners=False)[0]
     scaled = scaled.movedim(0, 2)  # (H, W, C)
     scaled = scaled if pixels.is_floating_point() else scaled.round().to(pixels.dtype)
     return Image.fromarray(scaled.numpy()) if isinstance(image, Image.Image) else scaled.numpy()

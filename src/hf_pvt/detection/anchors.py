@@ -90,3 +90,8 @@ class Anchors:
 
 def _sizes(levels: Sequence[Tensor]) -> tuple[Size, ...]:
     return tuple((level.shape[-2], level.shape[-1]) for level in levels)
+
+
+def per_anchor(output: Tensor, values: int) -> Tensor:
+    """The map (B, P*V, H, W) of a convolution as V values of each anchor (B, H*W*P, V)."""
+    return output.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values))

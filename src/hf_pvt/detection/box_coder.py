@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .torchvision_ops import torchvision_ops
+
 # Widths and heights change at most by this factor, on both sides (torchvision: on one).
 LARGEST_LOG_RATIO = math.log(1000 / 16)
 
@@ -35,14 +37,7 @@ def decode(
     width = width * dw.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
     height = height * dh.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
     boxes = torch.stack((x - 0.5 * width, y - 0.5 * height, x + 0.5 * width, y + 0.5 * height), dim=-1)
-    return boxes if size is None else clip(boxes, size)
-
-
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The part of boxes (..., 4) inside an image of `size`."""
-    height, width = size
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack((x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=-1)
+    return boxes if size is None else torchvision_ops.clip_boxes_to_image(boxes, size)
 
 
 def _sides_and_centre(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

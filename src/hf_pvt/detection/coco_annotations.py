@@ -4,7 +4,7 @@ H, W: the original image; h, w: the image after resizing; the padded image has z
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,8 @@ def detection_target(
     image_id, entries = _entries(annotation)
     where = [f"annotation {index} of image {image_id}" for index in range(len(entries))]
     boxes = [_corners(entry, original_size, place) for entry, place in zip(entries, where, strict=True)]
-    areas = [float(entry.get("area", _area(box))) for entry, box in zip(entries, boxes, strict=True)]
+    described = zip(entries, boxes, where, strict=True)
+    areas = [_number(entry.get("area"), place, _area(box)) for entry, box, place in described]
     kept = [i for i, entry in enumerate(entries) if min(areas[i], _area(boxes[i])) > 0 and min(entry["bbox"][2:]) >= 1]
     groups = {prefix: [i for i in kept if bool(entries[i].get("iscrowd")) is bool(prefix)] for prefix in ("", "crowd_")}
     target = {
@@ -81,9 +82,11 @@ def _entries(annotation: Any) -> tuple[int, list[dict[str, Any]]]:
 
 def _corners(entry: dict[str, Any], size: Size, where: str) -> tuple[float, float, float, float]:
     """The box x1, y1, x2, y2 in pixels, clipped to the image."""
-    if not {"bbox", "category_id"} <= entry.keys():
-        raise ValueError(f"{where} has {sorted(entry)}, expected at least bbox and category_id.")
-    box = [float(value) for value in entry["bbox"]]
+    if not isinstance(entry, Mapping) or not {"bbox", "category_id"} <= entry.keys():
+        raise ValueError(f"{where} is {shortened(entry)}, expected a dict with at least bbox and category_id.")
+    if isinstance(entry["bbox"], str) or not isinstance(entry["bbox"], Iterable):
+        raise ValueError(f"{where} has the box {entry['bbox']!r}, expected x, y, width >= 0, height >= 0.")
+    box = [_number(value, where) for value in entry["bbox"]]
     if len(box) != 4 or not all(math.isfinite(value) for value in box) or min(box[2:]) < 0:
         raise ValueError(f"{where} has the box {box}, expected x, y, width >= 0, height >= 0.")
     (x, y, width, height), (image_height, image_width) = box, size
@@ -94,6 +97,14 @@ def _corners(entry: dict[str, Any], size: Size, where: str) -> tuple[float, floa
             "(width x height); is it another image's?"
         )
     return corners
+
+
+def _number(value: Any, where: str, default: float = math.nan) -> float:
+    """A number of an annotation; None is the default."""
+    try:
+        return default if value is None else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} has {value!r} where a number is expected.") from error
 
 
 def _area(box: tuple[float, float, float, float]) -> float:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .torchvision_ops import INSTALL
+
 Size = tuple[int, int]  # height, width
 
 
@@ -47,9 +49,7 @@ def _coco_mask() -> ModuleType:
     try:
         from faster_coco_eval.core import mask
     except ImportError:
-        raise ImportError(
-            "COCO's masks need faster-coco-eval, which is not installed; run `pip install hf_pvt[detection]`."
-        ) from None
+        raise ImportError(f"COCO's masks need faster-coco-eval, which is not there; {INSTALL}.") from None
     return mask
 
 

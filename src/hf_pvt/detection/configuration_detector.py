@@ -55,8 +55,8 @@ class DetectorConfig(PreTrainedConfig):
             raise ValueError(
                 f"`backbone_config` is a {type(backbone).__name__}, which is no backbone's: it has no stages."
             )
+        backbone = copy.deepcopy(backbone)  # the caller's own stays as it is
         if len(backbone.out_features) == 1:
-            backbone = copy.deepcopy(backbone)
             backbone.set_output_features_output_indices(out_features=names[-self.backbone_levels :], out_indices=None)
         if len(backbone.out_features) != self.backbone_levels:
             raise ValueError(
@@ -67,8 +67,12 @@ class DetectorConfig(PreTrainedConfig):
 
     @property
     def num_channels(self) -> int:
-        """Channels of the image."""
+        """Channels of the image, which are the backbone's."""
         return getattr(self.backbone_config, "num_channels", 3)
+
+    @num_channels.setter
+    def num_channels(self, num_channels: int) -> None:
+        self.backbone_config.num_channels = num_channels  # type: ignore[union-attr]
 
     @property
     def minimum_image_size(self) -> int:

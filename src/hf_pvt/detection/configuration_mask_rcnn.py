@@ -12,7 +12,8 @@ from .configuration_detector import DetectorConfig
 class MaskRcnnConfig(DetectorConfig):
     r"""
     Configuration of a Mask R-CNN, `model_type` "mask_rcnn", on any backbone; the defaults are those of
-    [org/mask-rcnn-pvt-v2-b0](https://huggingface.co/org/mask-rcnn-pvt-v2-b0) but for the number of labels.
+    [org/mask-rcnn-pvt-v2-b0](https://huggingface.co/org/mask-rcnn-pvt-v2-b0) but for the number of labels and the
+    backbone's drop path.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to PVTv2-B0's):

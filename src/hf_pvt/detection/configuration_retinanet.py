@@ -12,7 +12,8 @@ from .configuration_detector import DetectorConfig
 class RetinaNetConfig(DetectorConfig):
     r"""
     Configuration of a RetinaNet, `model_type` "retinanet", on any backbone; the defaults are those of
-    [org/retinanet-pvt-v2-b0](https://huggingface.co/org/retinanet-pvt-v2-b0) but for the number of labels.
+    [org/retinanet-pvt-v2-b0](https://huggingface.co/org/retinanet-pvt-v2-b0) but for the number of labels and the
+    backbone's drop path.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to PVTv2-B0's):

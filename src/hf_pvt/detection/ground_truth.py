@@ -68,7 +68,7 @@ def ground_truth(
         try:
             _check_names(label, ("class_labels", "boxes", "masks") if with_masks else ("class_labels", "boxes"))
             classes = _classes(label["class_labels"], num_labels).to(pixel_values.device)
-            boxes = _boxes(label["boxes"], len(classes), size).to(pixel_values.device, dtype)
+            boxes = _boxes(label["boxes"], len(classes), size, dtype).to(pixel_values.device)
             masks = _masks(label["masks"], len(classes), (height, width)) if with_masks else None
         except ValueError as error:
             raise ValueError(f"labels of image {index}: {error}.") from error
@@ -95,9 +95,11 @@ def _classes(classes: Any, num_labels: int) -> Tensor:
     return classes
 
 
-def _boxes(boxes: Any, count: int, size: Size) -> Tensor:
+def _boxes(boxes: Any, count: int, size: Size, dtype: torch.dtype) -> Tensor:
     """Corners in pixels (n, 4) of normalised boxes."""
     boxes = torch.as_tensor(boxes)
+    tolerance = max(TOLERANCE, torch.finfo(boxes.dtype).eps) if boxes.dtype.is_floating_point else TOLERANCE
+    boxes = boxes.to(dtype)
     if boxes.numel() == 0 and count == 0:
         return boxes.reshape(0, 4)
     if tuple(boxes.shape) != (count, 4):
@@ -111,7 +113,7 @@ def _boxes(boxes: Any, count: int, size: Size) -> Tensor:
     flat = boxes[(corners[:, 2:] <= corners[:, :2]).any(dim=1)]  # in pixels, where little may be rounded to nothing
     if len(flat):
         raise ValueError(f"the box {flat[0].tolist()} has no positive width and height; drop it")
-    outside = (centre - half < -TOLERANCE) | (centre + half > 1 + TOLERANCE)
+    outside = (centre - half < -tolerance) | (centre + half > 1 + tolerance)
     if bool(outside.any()):
         raise ValueError(
             f"the box {boxes[outside.any(dim=1)][0].tolist()} reaches outside the image, expected centre x, centre y, "

@@ -21,27 +21,28 @@ from transformers.image_utils import (
     torch_pil_interpolation_mapping,
 )
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import is_torchvision_available
 
 from ..image_inputs import as_list
-from ..image_processing_pvt import ImageInputsMixin, target_size
+from ..image_processing_pvt import ImageInputsMixin, channel_statistics, target_size
 from ..remote_code import write_remote_code
 from ..resampling import between_neighbours
 from .coco_annotations import detection_target
 from .post_processing import DetectionPostProcessing
+from .torchvision_ops import require_torchvision
 
 
-def detection_image_processor(**settings: Any) -> "PvtDetectionImageProcessor":
+def detection_image_processor(num_channels: int = 3, **settings: Any) -> "PvtDetectionImageProcessor":
     """The published evaluation on COCO: the shorter side to 800, the longer at most 1333, padded to multiples of 32.
 
     Args:
+        num_channels: of the images, which are normalised by `channel_statistics`.
         settings: fields of `PvtDetectionImageProcessor` to change, such as `size={"shortest_edge": 640,
             "longest_edge": 1066}` of RetinaNet 640x, or `category_ids=hf_pvt.coco_category_ids()` for COCO's files.
 
     Raises:
         ImportError: torchvision is not installed.
     """
-    return PvtDetectionImageProcessor(**settings)
+    return PvtDetectionImageProcessor(**channel_statistics(num_channels) | settings)
 
 
 class DetectionKwargs(ImagesKwargs, total=False):
@@ -84,10 +85,7 @@ class PvtDetectionImageProcessor(DetectionPostProcessing, ImageInputsMixin, Torc
     category_ids = None
 
     def __init__(self, **settings: Any) -> None:
-        if not is_torchvision_available():
-            raise ImportError(
-                f"{type(self).__name__} needs torchvision, which is not installed; run `pip install hf_pvt[detection]`."
-            )
+        require_torchvision(type(self).__name__)
         super().__init__(**settings)
 
     def preprocess(self, images: Any, annotations: Any = None, **kwargs: Any) -> BatchFeature:

@@ -20,6 +20,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from ..auto import AUTO_CLASSES
 from ..drawn_layers import Drawn
 from ..feature_pyramid import FeaturePyramid
+from ..input_channels import InputChannelsMixin
 from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
 from .configuration_detector import DetectorConfig
@@ -66,10 +67,16 @@ OUR_BACKBONES = {config_class.model_type: classes[AutoBackbone] for config_class
 
 def backbone_class(config: Any) -> Any:
     """Ours, whether it is registered or not; else Transformers'."""
-    return OUR_BACKBONES.get(config.model_type) or AutoBackbone._model_mapping[type(config)]
+    if config.model_type in OUR_BACKBONES:
+        return OUR_BACKBONES[config.model_type]
+    if type(config) not in AutoBackbone._model_mapping:
+        raise ValueError(
+            f"`backbone_config` is a {type(config).__name__}, for which Transformers has no backbone; choose another."
+        )
+    return AutoBackbone._model_mapping[type(config)]
 
 
-class Detector(PreTrainedModel):
+class Detector(InputChannelsMixin, PreTrainedModel):
     """Backbone -> neck -> head. See `DetectorOutput`."""
 
     config: DetectorConfig
@@ -110,15 +117,26 @@ class Detector(PreTrainedModel):
             name_or_path: a folder or an id of the Hub.
             config: the detector's configuration, whose `backbone_config` is replaced.
             fields: of the detector's configuration, such as `num_labels=3` or `id2label`.
+
+        Raises:
+            ValueError: a file, or weights that lack some of the backbone's.
         """
+        if os.path.isfile(name_or_path):
+            raise ValueError(
+                f"{name_or_path} is a file, expected a folder or an id of the Hub; open a published checkpoint with "
+                "hf_pvt.load_original, and save it with save_pretrained."
+            )
         theirs = AutoConfig.from_pretrained(name_or_path).to_diff_dict()
         settings: dict[str, Any] = {} if config is None else config.to_dict()
         settings["backbone_config"] = {name: value for name, value in theirs.items() if name not in NOT_OF_A_BACKBONE}
         assert cls.config_class is not None
         model: Self = cls(cls.config_class.from_dict(settings | fields))  # type: ignore[arg-type]
         chosen: Any = copy.deepcopy(model.config.backbone_config)
-        weights = type(model.backbone).from_pretrained(name_or_path, config=chosen).state_dict()
-        model.backbone.load_state_dict(weights)
+        pretrained, report = type(model.backbone).from_pretrained(name_or_path, config=chosen, output_loading_info=True)
+        if chosen.model_type in OUR_BACKBONES and report["missing_keys"]:  # Swin's has norms that no classifier has
+            missing = ", ".join(sorted(report["missing_keys"])[:4])
+            raise ValueError(f"{name_or_path} cannot start a {cls.__name__}: it has no {missing}.")
+        model.backbone.load_state_dict(pretrained.state_dict())
         return model
 
     def build_neck(self, channels: Sequence[int]) -> FeaturePyramid:

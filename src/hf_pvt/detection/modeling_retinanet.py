@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..drawn_layers import DrawnConv2d
+from .anchors import per_anchor
 from .assigners import NEGATIVE, IoUAssigner
 from .box_coder import encode
 from .configuration_retinanet import RetinaNetConfig
@@ -51,11 +52,6 @@ def tower(convs: nn.ModuleList, feature_map: Tensor) -> Tensor:
     for conv in convs:
         feature_map = conv(feature_map).relu_()
     return feature_map
-
-
-def per_anchor(output: Tensor, values: int) -> Tensor:
-    """The map (B, P*V, H, W) of a convolution as V values of each anchor (B, H*W*P, V)."""
-    return output.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values))
 
 
 class RetinaNetForObjectDetection(DenseDetector):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..drawn_layers import DrawnConv2d
-from .anchors import Anchors
+from .anchors import Anchors, per_anchor
 from .assigners import IoUAssigner
 from .box_coder import decode, encode
 from .ground_truth import GroundTruth, Size
@@ -40,12 +40,9 @@ class RegionProposalNetwork(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> dict[str, Tensor]:
         """Levels (B, D, H_i, W_i) -> `objectness` (B, A) and `proposal_deltas` (B, A, 4), level after level."""
         hidden = [self.rpn_conv(level).relu_() for level in levels]
-        objectness = [self.rpn_cls(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]  # (B, H*W*P)
-        deltas = [self.rpn_reg(level).permute(0, 2, 3, 1).flatten(1) for level in hidden]  # (B, H*W*P*4)
-        return {
-            "objectness": torch.cat(objectness, dim=1),
-            "proposal_deltas": torch.cat(deltas, dim=1).unflatten(1, (-1, 4)),
-        }
+        objectness = [per_anchor(self.rpn_cls(level), 1) for level in hidden]
+        deltas = [per_anchor(self.rpn_reg(level), 4) for level in hidden]
+        return {"objectness": torch.cat(objectness, dim=1).squeeze(2), "proposal_deltas": torch.cat(deltas, dim=1)}
 
     def losses(
         self,
