@@ -94,4 +94,4 @@ def _sizes(levels: Sequence[Tensor]) -> tuple[Size, ...]:
 
 def per_anchor(output: Tensor, values: int) -> Tensor:
     """The map (B, P*V, H, W) of a convolution as V values of each anchor (B, H*W*P, V)."""
-    return output.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values))
+    return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, values)

@@ -27,7 +27,7 @@ from .configuration_detector import DetectorConfig
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
 from .roi_pooling import at_least_float32
 from .suppression import Detections
-from .torchvision_ops import require_torchvision
+from .torchvision_ops import require_torchvision, torchvision_ops
 
 NO_LABEL = -1
 
@@ -188,20 +188,20 @@ class Detector(InputChannelsMixin, PreTrainedModel):
                 is expected.
         """
         levels, predictions, features = self.encode(pixel_values, **kwargs)
-        output = DetectorOutput(
+        # What follows the network depends on values; a file can hold the raw outputs.
+        exporting = torch.compiler.is_exporting()
+        if exporting and "logits" not in predictions:
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot be exported: its second stage depends on the proposals of the first."
+            )
+        found = {} if exporting else self.complete(levels, predictions, pixel_values, pixel_mask, labels)
+        return DetectorOutput(
             logits=predictions.get("logits"),
             box_deltas=predictions.get("box_deltas"),
             hidden_states=features.hidden_states,
             attentions=features.attentions,
+            **found,
         )
-        if torch.compiler.is_exporting():  # what follows depends on values; a file can hold the raw outputs
-            if output.logits is None:
-                raise NotImplementedError(
-                    f"{type(self).__name__} cannot be exported: its second stage depends on the proposals of the first."
-                )
-            return output
-        self.complete(output, levels, predictions, pixel_values, pixel_mask, labels)
-        return output
 
     def encode(self, pixel_values: Tensor, **kwargs: Any) -> tuple[list[Tensor], dict[str, Tensor], Any]:
         """The neck's levels, the dense predictions, and the backbone's output: one graph for a compiler."""
@@ -217,46 +217,45 @@ class Detector(InputChannelsMixin, PreTrainedModel):
     @torch.compiler.disable
     def complete(
         self,
-        output: DetectorOutput,
         levels: list[Tensor],
         predictions: dict[str, Tensor],
         pixel_values: Tensor,
         pixel_mask: Tensor | None,
         labels: Sequence[Mapping[str, Any]] | None,
-    ) -> None:
-        """Fill in loss and detections, whose shapes depend on values; boxes and losses are computed in float32."""
+    ) -> dict[str, Any]:
+        """Loss and detections, whose shapes depend on values; boxes and losses are computed in float32."""
         sizes = valid_sizes(pixel_values, pixel_mask)
         predictions = {name: at_least_float32(prediction) for name, prediction in predictions.items()}
+        found: dict[str, Any] = {}
         if labels is not None:
             objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
-            output.loss_dict = self.losses(levels, predictions, objects, sizes)
-            output.loss = torch.stack(list(output.loss_dict.values())).sum()
+            found["loss_dict"] = self.losses(levels, predictions, objects, sizes)
+            found["loss"] = torch.stack(list(found["loss_dict"].values())).sum()
         if not self.training:
             with torch.no_grad():
-                self.fill(output, *self.detect(levels, predictions, sizes), sizes)
+                found |= self.packed(*self.detect(levels, predictions, sizes), sizes)
+        return found
 
     @property
     def has_masks(self) -> bool:
         return False
 
-    def fill(
-        self, output: DetectorOutput, detections: list[Detections], masks: Tensor | None, sizes: list[Size]
-    ) -> None:
+    def packed(self, detections: list[Detections], masks: Tensor | None, sizes: list[Size]) -> dict[str, Tensor | None]:
         """Detections of each image as tensors of one length."""
         shape = (len(detections), self.config.max_detections)
-        boxes = detections[0].boxes
-        output.pred_scores = boxes.new_zeros(shape)
-        output.pred_labels = boxes.new_full(shape, NO_LABEL, dtype=torch.int64)
-        output.pred_boxes = boxes.new_zeros((*shape, 4))
+        scores = detections[0].boxes.new_zeros(shape)
+        labels = torch.full_like(scores, NO_LABEL, dtype=torch.int64)
+        boxes = scores.new_zeros((*shape, 4))
         for index, (found, (height, width)) in enumerate(zip(detections, sizes, strict=True)):
             count = len(found.scores)
-            x1, y1, x2, y2 = (found.boxes / found.boxes.new_tensor((width, height, width, height))).unbind(1)
-            output.pred_scores[index, :count] = found.scores
-            output.pred_labels[index, :count] = found.labels
-            output.pred_boxes[index, :count] = torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=1)
+            scores[index, :count], labels[index, :count] = found.scores, found.labels
+            shares = found.boxes / found.boxes.new_tensor((width, height, width, height))
+            boxes[index, :count] = torchvision_ops.box_convert(shares, "xyxy", "cxcywh")
+        pred_masks = None
         if masks is not None:
-            output.pred_masks = masks.new_zeros((*shape, *masks.shape[1:]))
-            output.pred_masks[output.pred_labels != NO_LABEL] = masks
+            pred_masks = masks.new_zeros((*shape, *masks.shape[1:]))
+            pred_masks[labels != NO_LABEL] = masks
+        return {"pred_scores": scores, "pred_labels": labels, "pred_boxes": boxes, "pred_masks": pred_masks}
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
