@@ -188,20 +188,14 @@ class Detector(InputChannelsMixin, PreTrainedModel):
                 is expected.
         """
         levels, predictions, features = self.encode(pixel_values, **kwargs)
+        if torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting():  # of PyTorch 2.8 both are true
+            return self.complete(levels, predictions, features, pixel_values, pixel_mask, labels)
         # What follows the network depends on values; a file can hold the raw outputs.
-        exporting = torch.compiler.is_exporting()
-        if exporting and "logits" not in predictions:
+        if "logits" not in predictions:
             raise NotImplementedError(
                 f"{type(self).__name__} cannot be exported: its second stage depends on the proposals of the first."
             )
-        found = {} if exporting else self.complete(levels, predictions, pixel_values, pixel_mask, labels)
-        return DetectorOutput(
-            logits=predictions.get("logits"),
-            box_deltas=predictions.get("box_deltas"),
-            hidden_states=features.hidden_states,
-            attentions=features.attentions,
-            **found,
-        )
+        return DetectorOutput(logits=predictions["logits"], box_deltas=predictions["box_deltas"])
 
     def encode(self, pixel_values: Tensor, **kwargs: Any) -> tuple[list[Tensor], dict[str, Tensor], Any]:
         """The neck's levels, the dense predictions, and the backbone's output: one graph for a compiler."""
@@ -219,14 +213,16 @@ class Detector(InputChannelsMixin, PreTrainedModel):
         self,
         levels: list[Tensor],
         predictions: dict[str, Tensor],
+        features: Any,
         pixel_values: Tensor,
         pixel_mask: Tensor | None,
         labels: Sequence[Mapping[str, Any]] | None,
-    ) -> dict[str, Any]:
-        """Loss and detections, whose shapes depend on values; boxes and losses are computed in float32."""
+    ) -> DetectorOutput:
+        """With loss and detections, whose shapes depend on values; boxes and losses are computed in float32."""
         sizes = valid_sizes(pixel_values, pixel_mask)
+        found: dict[str, Any] = {name: predictions.get(name) for name in ("logits", "box_deltas")}
+        found |= {"hidden_states": features.hidden_states, "attentions": features.attentions}
         predictions = {name: at_least_float32(prediction) for name, prediction in predictions.items()}
-        found: dict[str, Any] = {}
         if labels is not None:
             objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
             found["loss_dict"] = self.losses(levels, predictions, objects, sizes)
@@ -234,7 +230,7 @@ class Detector(InputChannelsMixin, PreTrainedModel):
         if not self.training:
             with torch.no_grad():
                 found |= self.packed(*self.detect(levels, predictions, sizes), sizes)
-        return found
+        return DetectorOutput(**found)
 
     @property
     def has_masks(self) -> bool:

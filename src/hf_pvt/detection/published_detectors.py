@@ -1,4 +1,4 @@
-"""The published detectors: which variant in which detector, its size, and the precision that the papers report.
+"""The published detectors: which variant in which detector, its size, and the precision that the authors report.
 
 This table is the only place for these numbers, as `VARIANTS` is for the pyramids'. Average precisions on COCO val2017
 are reported in the authors' repositories (12 epochs of training), not measured here.
