@@ -157,8 +157,10 @@ def _label_names(rows: Any, column: str, given: str | None) -> list[str]:
 def check_classes(labels: Labels, images: Any) -> None:
     """Raise ValueError where all training images have one label; of a stream's, only the names are known."""
     images = images.dataset if isinstance(images, Subset) else images
-    found = set(labels.names)  # of class folders, each has images
-    if isinstance(images, Rows) and not isinstance(images.rows, datasets.IterableDataset):
-        found &= {labels.names[labels.number(raw, "a row")] for raw in set(images.rows[images.column])}
+    found = set(labels.names)
+    if isinstance(images, Files):
+        found = {labels.names[label] for _, label in images.items}
+    elif not isinstance(images.rows, datasets.IterableDataset):
+        found = {labels.names[labels.number(raw, "a row")] for raw in set(images.rows[images.column])}
     if len(found) < 2:
         raise ValueError(f"all training images are of one class, {', '.join(found)}; a classifier wants two at least.")
