@@ -118,6 +118,11 @@ def _open_files(data: DataArguments, label_column: str | None, split: str) -> li
 def _labels_of_files(data: DataArguments, found: set[str], label_names: str | None) -> Labels:
     """The folders' names; or those in a table, which may be numbers for what `label_names` names."""
     if not tables_of(data.train_dir, data.train_files):
+        if label_names is not None:
+            raise ValueError(
+                f"--label_names is for data without names; the class folders of {data.train_dir} have theirs: "
+                "rename the folders or leave it out."
+            )
         return Labels(sorted(found))
     numbers = all(label.isdecimal() for label in found)
     if label_names is None:
