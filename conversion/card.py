@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from papers import PAPERS, Paper
+from papers import PAPERS, Paper, Source
 from photographs import PHOTOGRAPHS
 from sources import pyramid_of
 from tasks import TASKS, Task
@@ -51,7 +51,7 @@ class Card:
         repo_id: what `from_pretrained` takes in the snippets.
         variant: the published variant that the architecture is, None for any other.
         parameters: of the model with its head.
-        benchmark: whether the labels are the benchmark's (ImageNet-1k, ADE20K, COCO), so the paper's figure applies.
+        benchmark: whether the labels are the benchmark's (ImageNet-1k, ADE20K, COCO), so the reported figures apply.
         outputs: photograph's name -> the `output` of its widget: labels with scores, or the overlay's file.
     """
 
@@ -92,7 +92,7 @@ class Card:
 
     @property
     def reported(self) -> tuple[float, ...]:
-        """The paper's figures in percent, one for each of the task's metrics; MMDetection's own models have others."""
+        """The reported figures in percent, one for each of the task's metrics; MMDetection's own models have others."""
         own = {layout.source for layout in LAYOUTS if isinstance(layout, OwnPyramidLayout)}
         if self.variant is None or not self.benchmark or (self.provenance and self.provenance.layout in own):
             return ()
@@ -102,6 +102,14 @@ class Card:
             return tuple(figure for figure in figures if figure is not None)
         figures_of = {"classification": (variant.top1_reported,), "segmentation": (variant.miou_reported,)}
         return figures_of.get(self.task, ())
+
+    @property
+    def reported_in(self) -> Source:
+        """The paper; detectors' figures are those of its authors' repository."""
+        if isinstance(self.config, DetectorConfig):
+            repository = self.paper.repository
+            return Source("the authors", repository, f"https://github.com/{repository}")
+        return Source("the paper", self.paper.title, self.paper.url)
 
     def render(self) -> str:
         task = TASKS[self.task]
@@ -122,6 +130,7 @@ class Card:
             parameters=self.parameters,
             gmacs=self.gmacs(),
             reported=self.reported,
+            reported_in=self.reported_in,
             provenance=self.provenance,
             checkpoint=self.checkpoint(),
             limitations=self.limitations(),
@@ -170,7 +179,8 @@ class Card:
         )
 
     def results(self, task: Task) -> list[EvalResult]:
-        """The paper's figures in the Hub's words."""
+        """The reported figures in the Hub's words."""
+        source = self.reported_in
         return [
             EvalResult(
                 task_type=task.pipeline_tag,
@@ -178,10 +188,10 @@ class Card:
                 dataset_name=task.dataset.title,
                 dataset_split=task.dataset.split,
                 metric_type=metric.hub_id,
-                metric_name=f"{metric.title}, % (reported by the paper)",
+                metric_name=f"{metric.title}, % (reported by {source.reporter})",
                 metric_value=figure,
-                source_name=self.paper.title,
-                source_url=self.paper.url,
+                source_name=source.name,
+                source_url=source.url,
             )
             for metric, figure in zip(task.metrics, self.reported, strict=True)
         ]

@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from hf_pvt.detection import drawing_detections
-from hf_pvt.detection.drawing_detections import MASK_ALPHA, draw_detections
-from hf_pvt.drawing import distinct_colour
+from hf_pvt.detection.drawing_detections import draw_detections
+from hf_pvt.drawing import PAINT_ALPHA, distinct_colour
 
 NAMES = {0: "person", 1: "a rather long name of a label", 2: "dog"}
 HEIGHT, WIDTH = 240, 320
@@ -84,7 +84,7 @@ def test_masks(form: str) -> None:
     for rank, (rows, columns) in ((1, (slice(60, 110), slice(50, 100))), (0, (slice(140, 200), slice(180, 300)))):
         colour, inside = np.array(distinct_colour(rank)), (slice(1, -1), slice(1, -1))
         part, original = picture[rows, columns], image[rows, columns]
-        expected = (1 - MASK_ALPHA) * original[inside] + MASK_ALPHA * colour
+        expected = (1 - PAINT_ALPHA) * original[inside] + PAINT_ALPHA * colour
         assert np.abs(part[inside] - expected).max() <= 0.5 + 1e-9
         assert (part[[0, -1]] == colour).all() and (part[:, [0, -1]] == colour).all()
 

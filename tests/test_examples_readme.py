@@ -24,7 +24,8 @@ from training.arguments import DataArguments, OptimizationArguments, RunArgument
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "examples" / "README.md").read_text()
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+BASH = re.compile(r"^```bash\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+BLOCKS = BASH.findall(README)
 GPU = "# needs GPUs\n"
 SHARED = (DataArguments, OptimizationArguments, RunArguments)
 FLAGS = {
@@ -53,9 +54,15 @@ COMMANDS = [block for block in BLOCKS if ".py" in block]
 FRONT_PAGE = re.findall(
     r"^(?:accelerate launch|python) examples/run_(?:.*\\\n)*.*\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE
 )
+# So have the model cards, all from one template.
+CARDS = [
+    block
+    for name in ("pvt-tiny", "pvt-tiny-ade20k")
+    for block in BASH.findall((ROOT / "model_cards" / f"{name}.md").read_text())
+]
 
 
-@pytest.mark.parametrize("block", [*COMMANDS, *FRONT_PAGE], ids=lambda block: "-".join(split(block)[1:2]))
+@pytest.mark.parametrize("block", [*COMMANDS, *FRONT_PAGE, *CARDS], ids=lambda block: "-".join(split(block)[1:2]))
 def test_flags_and_files(block: str) -> None:
     """All commands, GPUs or not: the scripts know the flags, the launcher's files are there."""
     launcher, script, flags = split(block)

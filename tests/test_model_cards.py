@@ -51,11 +51,16 @@ def test_committed_cards_of_detectors(name: str) -> None:
     detector = PUBLISHED_DETECTORS[name.removesuffix(".md")]
     data = ModelCard(text).data
     figures = [(result.metric_name, result.metric_value) for result in data.eval_results]
-    expected = [("box AP, % (reported by the paper)", detector.box_ap_reported)]
+    expected = [("box AP, % (reported by the authors)", detector.box_ap_reported)]
     if detector.mask_ap_reported is not None:
-        expected.append(("mask AP, % (reported by the paper)", detector.mask_ap_reported))
+        expected.append(("mask AP, % (reported by the authors)", detector.mask_ap_reported))
     assert figures == expected
     assert {result.dataset_name for result in data.eval_results} == {"COCO"}
+    repository = "yuhuan-wu/P2T" if "p2t" in name else "whai362/PVT"
+    assert {(result.source_name, result.source_url) for result in data.eval_results} == {
+        (repository, f"https://github.com/{repository}")
+    }
+    assert f"**reported** by [the authors](https://github.com/{repository}) for" in text
     assert data.pipeline_tag == ("object-detection" if len(expected) == 1 else "image-segmentation")
     assert f"| {detector.parameters:,} | {detector.gmacs_800x1280} |" in text
     assert data.license == detector.license and "trust_remote_code=True" in text

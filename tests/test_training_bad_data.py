@@ -97,11 +97,12 @@ def test_a_validation_class_that_training_has_not(tiny: str, tmp_path: Path) -> 
         ({"train_dir": "nowhere"}, "there is no folder nowhere."),
         ({"train_dir": None}, "there is no training data; give --train_dir, --train_files or --dataset_name."),
         ({"train_dir": None, "train_files": "gone*.tar"}, "no file matches gone*.tar."),
+        ({"label_names": "imagenet-1k"}, "--label_names is for data without names; the class folders of "),
         ({"from_scratch": None}, "say where to start: either --model_name_or_path or --from_scratch."),
         ({"from_scratch": "pvt-v3"}, "unknown variant 'pvt-v3', expected one of: pvt-tiny, "),
         ({"per_device_train_batch_size": 49}, "the training data has 48 samples, fewer than one step takes (49 = "),
     ],
-    ids=["folder", "no data", "no file", "no model", "no variant", "batch"],
+    ids=["folder", "no data", "no file", "names", "no model", "no variant", "batch"],
 )
 def test_what_cannot_be_run(values: dict[str, Any], message: str, small: Path, tiny: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError)) as caught:
@@ -109,7 +110,7 @@ def test_what_cannot_be_run(values: dict[str, Any], message: str, small: Path, t
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["folder", "rows"])
+@pytest.mark.parametrize("kind", ["folder", "table", "rows"])
 def test_one_class_is_refused(kind: str, tiny: str, tmp_path: Path) -> None:
     """Nothing could be learnt, and every score would be perfect."""
     data = digits(tmp_path / "data", 48, 20)
@@ -118,6 +119,13 @@ def test_one_class_is_refused(kind: str, tiny: str, tmp_path: Path) -> None:
         for folder in sorted((data / "train").iterdir())[1:]:
             shutil.rmtree(folder)
         name = "0"
+    elif kind == "table":
+        lines = [f"{path},1\n" for path in sorted((data / "train" / "3").glob("*.png"))]
+        (tmp_path / "table.csv").write_text("image,label\n" + "".join(lines))
+        (tmp_path / "names.txt").write_text("two\nthree\n")
+        values |= {"train_dir": None, "train_files": tmp_path / "table.csv", "label_names": tmp_path / "names.txt"}
+        values["per_device_train_batch_size"] = 2
+        name = "three"
     else:
         path = next((data / "train" / "3").glob("*.png"))
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["two", "three"])})

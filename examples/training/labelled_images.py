@@ -118,6 +118,11 @@ def _open_files(data: DataArguments, label_column: str | None, split: str) -> li
 def _labels_of_files(data: DataArguments, found: set[str], label_names: str | None) -> Labels:
     """The folders' names; or those in a table, which may be numbers for what `label_names` names."""
     if not tables_of(data.train_dir, data.train_files):
+        if label_names is not None:
+            raise ValueError(
+                f"--label_names is for data without names; the class folders of {data.train_dir} have theirs: "
+                "rename the folders or leave it out."
+            )
         return Labels(sorted(found))
     numbers = all(label.isdecimal() for label in found)
     if label_names is None:
@@ -157,8 +162,10 @@ def _label_names(rows: Any, column: str, given: str | None) -> list[str]:
 def check_classes(labels: Labels, images: Any) -> None:
     """Raise ValueError where all training images have one label; of a stream's, only the names are known."""
     images = images.dataset if isinstance(images, Subset) else images
-    found = set(labels.names)  # of class folders, each has images
-    if isinstance(images, Rows) and not isinstance(images.rows, datasets.IterableDataset):
-        found &= {labels.names[labels.number(raw, "a row")] for raw in set(images.rows[images.column])}
+    found = set(labels.names)
+    if isinstance(images, Files):
+        found = {labels.names[label] for _, label in images.items}
+    elif not isinstance(images.rows, datasets.IterableDataset):
+        found = {labels.names[labels.number(raw, "a row")] for raw in set(images.rows[images.column])}
     if len(found) < 2:
         raise ValueError(f"all training images are of one class, {', '.join(found)}; a classifier wants two at least.")

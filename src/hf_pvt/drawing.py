@@ -22,6 +22,7 @@ MIN_FONT_SIZE = 11  # pixels; smaller text cannot be read
 LEAST_LINES = 6  # of the legend, even where the image is lower
 FONT_SHARE = 0.024  # of the image's mean side
 OUTLINE_SHARE = 0.003  # of the same: the width of a label's outline, at least a pixel
+PAINT_ALPHA = 0.35  # the colour's share inside the outlines
 LEAST_LEGEND = 9  # heights of a line: the width that a legend takes beside or below an image that is narrower
 BACKGROUND = "background"  # the name of what is not painted, in any case
 PAPER, INK, FRAME = (255, 255, 255), (32, 32, 32), (128, 128, 128)
@@ -33,7 +34,7 @@ def draw_segmentation(
     mask: Any,
     id2label: Mapping[int, str],
     palette: Palette | None = None,
-    alpha: float = 0.35,
+    alpha: float = PAINT_ALPHA,
     ignore_index: int | None = None,
     paint_background: bool = False,
 ) -> Image.Image:
@@ -67,7 +68,8 @@ def draw_segmentation(
     if ignore_index is None and 255 not in id2label:
         ignore_index = 255
     labels, areas = np.unique(label_map[label_map != ignore_index], return_counts=True)
-    names = {int(label): _name(id2label, int(label)) for label in labels}
+    remedy = "add it, or set ignore_index"
+    names = {int(label): label_name(id2label, int(label), "the mask holds", remedy) for label in labels}
     painted = [label for label, name in names.items() if paint_background or name.lower() != BACKGROUND]
     colours = {label: _colour(palette, label) for label in painted}
     overlay = Image.fromarray(_paint(photo, label_map, colours, alpha))
@@ -117,6 +119,13 @@ def rgb_pixels(image: Any) -> NDArray[np.uint8]:
     return pixels
 
 
+def label_name(id2label: Mapping[int, str], label: int, found: str, remedy: str) -> str:
+    """The label's name; where there is none, a ValueError says where it was found, and the remedy."""
+    if label not in id2label:
+        raise ValueError(f"{found} label {label}, which id2label does not name; {remedy}.")
+    return id2label[label]
+
+
 def _label_map(mask: Any) -> NDArray[np.integer[Any]]:
     label_map = np.asarray(mask.detach().cpu() if isinstance(mask, torch.Tensor) else mask)
     if label_map.ndim != 2 or not np.issubdtype(label_map.dtype, np.integer):
@@ -128,12 +137,6 @@ def _label_map(mask: Any) -> NDArray[np.integer[Any]]:
 
 def _size(pixels: NDArray[Any]) -> str:
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
-
-
-def _name(id2label: Mapping[int, str], label: int) -> str:
-    if label not in id2label:
-        raise ValueError(f"the mask holds label {label}, which id2label does not name; add it, or set ignore_index.")
-    return id2label[label]
 
 
 def _colour(palette: Palette | None, label: int) -> Colour:

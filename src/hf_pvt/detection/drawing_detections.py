@@ -11,10 +11,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ..drawing import FONT_SHARE, MIN_FONT_SIZE, Colour, distinct_colour, rgb_pixels
+from ..drawing import (
+    FONT_SHARE,
+    MIN_FONT_SIZE,
+    OUTLINE_SHARE,
+    PAINT_ALPHA,
+    Colour,
+    distinct_colour,
+    label_name,
+    rgb_pixels,
+)
 
-LINE_SHARE = 0.003  # of the image's mean side: the width of a box's outline, at least a pixel
-MASK_ALPHA = 0.35  # the colour's share inside a mask
 CROWD = 20  # detections; the names of more are smaller
 PLACES_ALONG = 5  # where a name is tried along a side of its box
 BRIGHT = 140  # of 255: names on brighter colours are black, on others white
@@ -42,12 +49,12 @@ def draw_detections(image: Any, detections: Mapping[str, Any], id2label: Mapping
     pixels = rgb_pixels(image).copy()
     boxes, scores, labels = (_array(detections[name]) for name in ("boxes", "scores", "labels"))
     _check(boxes, scores, labels, pixels.shape[:2])
-    names = [_name(id2label, int(label)) for label in labels]
+    names = [label_name(id2label, int(label), "the detections hold", "add it") for label in labels]
     masks = _Masks(detections, len(boxes), pixels.shape[:2])
     best_first = np.argsort(-scores, kind="stable").tolist()
     colours = {index: distinct_colour(rank) for rank, index in enumerate(best_first)}
     mean_side = sum(pixels.shape[:2]) / 2
-    line = max(1, round(LINE_SHARE * mean_side))
+    line = max(1, round(OUTLINE_SHARE * mean_side))
     for index in reversed(best_first):
         masks.paint(pixels, index, colours[index], line)
     picture = Image.fromarray(pixels)
@@ -113,7 +120,7 @@ class _Masks:
         mask, place = mask[window], pixels[window]
         inside = _inside(mask, line)
         place[mask & ~inside] = colour
-        place[inside] = np.rint((1 - MASK_ALPHA) * place[inside] + MASK_ALPHA * np.array(colour))
+        place[inside] = np.rint((1 - PAINT_ALPHA) * place[inside] + PAINT_ALPHA * np.array(colour))
 
 
 def _inside(mask: NDArray[np.bool_], line: int) -> NDArray[np.bool_]:
@@ -144,12 +151,6 @@ def _check(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any], size
             f"boxes reach from {boxes.min():.0f} to {boxes[:, 2].max():.0f}x{boxes[:, 3].max():.0f}, the image is "
             f"{width}x{height} (width x height); pass its size as target_sizes to the post-processing."
         )
-
-
-def _name(id2label: Mapping[int, str], label: int) -> str:
-    if label not in id2label:
-        raise ValueError(f"the detections hold label {label}, which id2label does not name; add it.")
-    return id2label[label]
 
 
 def _rectangle(box: NDArray[Any], size: tuple[int, int]) -> Rectangle:
