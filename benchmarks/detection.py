@@ -144,7 +144,7 @@ def row(candidate: str, samples: list[dict[str, float]]) -> str:
     """One line of the table: milliseconds, MiB, shares."""
     median = {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}
     cells = [candidate, f"{1e3 * median['total']:.0f}"]
-    cells += [f"{1e3 * median[part]:.0f}" if part in median else "" for part in PARTS]
+    cells += [f"{1e3 * median[part]:.0f}" if median.get(part) else "" for part in PARTS]
     cells.append(f"{median['extra_mib']:.0f}")
     if "limit" in median:
         head = median["mask head"] if candidate.startswith("mask") else median["dense head"]
