@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import detector_keys
+import numpy as np
 import pytest
 import torch
 from detection_reference import RECORDED, Case, Gradients, Recorded
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 import hf_pvt
 from hf_pvt.detection.anchors import Anchors, base_anchors
 from hf_pvt.detection.assigners import IGNORED, NEGATIVE, IoUAssigner
+from hf_pvt.detection.mask_pasting import paste_masks
 from hf_pvt.detection.roi_pooling import levels_of
 from hf_pvt.detection.samplers import RandomSampler
 from hf_pvt.original_layouts import to_original
@@ -165,7 +167,18 @@ def test_second_stage(recorded: Recorded, model: PreTrainedModel, case: Case) ->
             masks = model.mask_logits(levels, boxes, labels)
             check_samples(masks, recorded, f"{prefix}/mask_logits_of_label", MASK_TOLERANCE)
             check_samples(every_label.pop(), recorded, f"{prefix}/mask_logits", MASK_TOLERANCE)
+            pasted = paste_masks(masks.sigmoid(), recorded.tensor(f"{prefix}/detections/boxes"), original)
+            check_pasted(pasted, recorded, f"{prefix}/masks")
     hook.remove()
+
+
+def check_pasted(pasted: Tensor, recorded: Recorded, name: str) -> None:
+    """Single pixels may differ, where a probability is within rounding of the threshold: 5 in an image."""
+    assert (pasted.sum((1, 2)) - recorded.tensor(f"{name}/area")).abs().sum() <= 5
+    if f"{name}/every8" in set(recorded.names("")):
+        bits = np.unpackbits(recorded.tensor(f"{name}/every8").numpy(), axis=1)
+        sampled = pasted[:, 4::8, 4::8].flatten(1).numpy()
+        assert (bits[:, : sampled.shape[1]] != sampled).sum() <= 5
 
 
 def only(image: int, boxes: Tensor, images: int) -> list[Tensor]:
