@@ -34,6 +34,8 @@ from training.arguments import (
     statistics,
 )
 from training.augmentation import BICUBIC, Mixing, RandAugment
+from training.classification_evaluation import ClassificationEvaluation
+from training.evaluation import Evaluation
 from training.feed import Feed
 from training.images import decode_image
 from training.labelled_images import Example, Labels, check_classes, open_images
@@ -49,7 +51,6 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
 from hf_pvt.image_processing_pvt import channels_of
-from hf_pvt.metrics import TopKAccuracy
 
 logger = get_logger(__name__)
 
@@ -160,27 +161,19 @@ class TrainingView:
         return {"pixel_values": self.transform(image), "labels": label}
 
 
-class EvaluationView:
-    """An image as the published evaluation sees it, which is as the saved processor will."""
-
-    def __init__(self, processor: BaseImageProcessor) -> None:
-        self.processor, self.channels = processor, channels_of(processor.image_mean, processor.image_std)
-
-    def __call__(self, example: Example) -> Sample:
-        source, name, label = example
-        image = decode_image(source, name, self.channels)
-        pixel_values = self.processor(image, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixel_values, "labels": label}
-
-
 class Classification:
-    """Cross-entropy with smoothed and mixed labels; top-1 and, where there are as many labels, top-5 accuracy."""
+    """Cross-entropy with smoothed and mixed labels; for the evaluation see `ClassificationEvaluation`."""
 
-    def __init__(self, task: ClassificationArguments, num_labels: int, validation: Iterable[Sample] | None) -> None:
+    def __init__(
+        self,
+        task: ClassificationArguments,
+        num_labels: int,
+        evaluation: Evaluation,
+        validation: Iterable[Sample] | None,
+    ) -> None:
         self.mix = Mixing(task.mixup, task.cutmix, num_labels)
         self.label_smoothing = task.label_smoothing
-        self.metric = TopKAccuracy((1, 5) if num_labels >= 5 else 1)
-        self.validation = validation
+        self.evaluation, self.validation = evaluation, validation
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
         pixel_values, targets = self.mix(batch["pixel_values"], batch["labels"])
@@ -190,10 +183,6 @@ class Classification:
     def shares(self, batches: Sequence[Sample]) -> Iterable[float]:
         """All batches have as many images."""
         return [1.0] * len(batches)
-
-    def count(self, model: nn.Module, batch: Sample) -> Any:
-        logits, counted = model(pixel_values=batch["pixel_values"]).logits, batch["counted"]
-        return self.metric.count(logits[counted], batch["labels"][counted])
 
 
 def classifier(
@@ -245,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         large = model.config.drop_path_rate >= LARGE_DROP_PATH
         optimization.max_grad_norm = LARGE_GRAD_NORM if large else None
 
-    classification = Classification(task, len(labels.names), feed.evaluation(validation, EvaluationView(processor)))
+    evaluation = ClassificationEvaluation(len(labels.names), processor)
+    validating = feed.evaluation(validation, evaluation.view)
+    classification = Classification(task, len(labels.names), evaluation, validating)
     identity = asdict(data) | asdict(optimization) | asdict(task) | feed.identity()
     loop = Loop(accelerator, model, classification, schedule, steps_per_epoch, optimization, run, identity)
     loop.train(feed.training(training, TrainingView(task, processor), order, schedule.total_steps))

@@ -34,25 +34,24 @@ from training.arguments import (
     parse,
     statistics,
 )
+from training.evaluation import Evaluation
 from training.feed import Feed
 from training.label_maps import Decoder, Example, open_label_maps
-from training.label_values import LabelValues, open_label_values
+from training.label_values import open_label_values
 from training.launch import run_main, start
 from training.loop import Loop
-from training.mask_census import check_masks, some
+from training.mask_census import check_masks
 from training.models import open_model
 from training.optimization import Schedule, run_length
 from training.order import Purpose, derived_seed
-from training.overlays import Overlays
 from training.results import finish, start_name
 from training.samples import Sample
 from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
+from training.segmentation_evaluation import SegmentationEvaluation
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.image_processing_pvt import most_likely_labels
-from hf_pvt.metrics import MeanIoU
 
 # What the flags are that are not given.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -150,33 +149,14 @@ class TrainingView:
         return {"pixel_values": pixel_values, "labels": targets}
 
 
-class EvaluationView:
-    """An image as the saved processor makes it, or at its own size for a sliding window; its labels as they are."""
-
-    def __init__(self, decode: Decoder, processor: BaseImageProcessor, resize: bool) -> None:
-        self.decode, self.processor, self.resize = decode, processor, resize
-
-    def __call__(self, example: Example) -> Sample:
-        image, labels = self.decode(example)
-        pixel_values = self.processor(image, do_resize=self.resize, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixel_values, "labels": torch.from_numpy(labels)}
-
-
 class Segmentation:
-    """Cross-entropy over labelled pixels; mean IoU at the images' own sizes, one image at a time."""
+    """Cross-entropy over labelled pixels; for the evaluation see `SegmentationEvaluation`."""
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        task: SegmentationArguments,
-        labels: LabelValues,
-        processor: BaseImageProcessor,
-        validation: Iterable[Sample] | None,
+        self, accelerator: Accelerator, ignored: int, evaluation: Evaluation, validation: Iterable[Sample] | None
     ) -> None:
-        self.accelerator, self.task, self.labels = accelerator, task, labels
-        self.metric = MeanIoU(len(labels.names), labels.ignored)
-        self.validation = validation
-        self.overlays = Overlays(labels, processor, task.overlays)
+        self.accelerator, self.ignored = accelerator, ignored
+        self.evaluation, self.validation = evaluation, validation
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
         """The mean over the labelled pixels of a batch."""
@@ -187,48 +167,10 @@ class Segmentation:
 
         Batch norm still sees one batch of all processes at a time, so accumulation is not the joint batch.
         """
-        labelled = torch.stack([(batch["labels"] != self.labels.ignored).sum() for batch in batches]).float()
+        labelled = torch.stack([(batch["labels"] != self.ignored).sum() for batch in batches]).float()
         labelled = labelled.to(self.accelerator.device)
         mean = self.accelerator.reduce(labelled.mean(), "mean")
         return labelled / torch.where(mean > 0, mean, 1)
-
-    def count(self, model: nn.Module, batch: Sample) -> Any:
-        pixel_values, labels = batch["pixel_values"], batch["labels"]  # (1, 3, h, w), (1, H, W)
-        if self.task.sliding_window:
-            whole = self.accelerator.unwrap_model(model)
-            predicted = hf_pvt.segment_sliding(whole, pixel_values, self.task.sliding_window)[0]  # (H, W)
-        else:
-            predicted = most_likely_labels(model(pixel_values=pixel_values).logits[0], tuple(labels.shape[1:]))
-        if not batch["counted"][0]:
-            return np.zeros(len(self.labels.names) ** 2, dtype=np.int64)
-        if self.accelerator.is_main_process:
-            self.overlays.add(pixel_values[0], labels[0], predicted)
-        return self.metric.count([predicted.cpu()], [labels[0].cpu()])
-
-    def remarks(self, scores: dict[str, Any]) -> dict[str, str]:
-        """What to say beside the means where they are over fewer labels than the model has."""
-        remarks = {}
-        for mean, each in (("mean_iou", "per_category_iou"), ("mean_accuracy", "per_category_accuracy")):
-            absent = [name for name, score in zip(self.labels.names, scores[each], strict=True) if np.isnan(score)]
-            if absent:
-                known, all_labels = len(self.labels.names) - len(absent), len(self.labels.names)
-                remarks[mean] = f"over {known} of {all_labels} labels, without {some(absent)}"
-        return remarks
-
-
-class SegmentationLoop(Loop):
-    """Writes pictures at each evaluation, and says which labels the scores are over."""
-
-    task: Segmentation
-
-    def evaluate(self) -> None:
-        super().evaluate()
-        with self._off_the_clock():
-            self.task.overlays.save(self.output_dir / "overlays" / f"step-{self.step}")
-
-    def _scores(self, model: nn.Module) -> dict[str, Any]:
-        scores = super()._scores(model)
-        return scores | {"remarks": self.task.remarks(scores)}
 
 
 def schedule_of(
@@ -302,11 +244,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimization.max_grad_norm = CLIPPED_GRAD_NORM
 
     decode = Decoder(labels, channels)
-    evaluation = feed.evaluation(validation, EvaluationView(decode, processor, resize=not task.sliding_window))
-    segmentation = Segmentation(accelerator, task, labels, processor, evaluation)
+    overlays = task.overlays if accelerator.is_main_process else 0
+    evaluation = SegmentationEvaluation(decode, processor, task.sliding_window, overlays)
+    segmentation = Segmentation(accelerator, labels.ignored, evaluation, feed.evaluation(validation, evaluation.view))
     identity = asdict(data) | asdict(optimization) | asdict(task) | feed.identity()
     del identity["overlays"], identity["sliding_window"]  # they do not change what is learnt
-    loop = SegmentationLoop(accelerator, model, segmentation, schedule, steps_per_epoch, optimization, run, identity)
+    loop = Loop(accelerator, model, segmentation, schedule, steps_per_epoch, optimization, run, identity)
     loop.train(feed.training(training, TrainingView(task, decode, processor), order, schedule.total_steps))
     arguments = {name: value for group in groups for name, value in asdict(group).items()}
     finish(loop, model, processor, "image-segmentation", start_name(task.model_name_or_path), data, arguments)

@@ -12,8 +12,9 @@ from classification_runs import configuration, digits, few_steps, flags, launch,
 from families import FAMILIES, P2T, PVT_V2, Family
 from hub_server import TOKEN, HubServer
 from PIL import Image
-from run_image_classification import RECIPES, EvaluationView
+from run_image_classification import RECIPES
 from test_original_checkpoints import published
+from training.classification_evaluation import ClassificationView
 from training.results import save_model
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -190,7 +191,7 @@ def test_the_published_image_is_evaluated(tmp_path: Path) -> None:
     processor = hf_pvt.classification_image_processor(224)
     image = Image.effect_noise((300, 200), 60).convert("RGB")
     image.save(tmp_path / "image.png")
-    sample = EvaluationView(processor)((tmp_path / "image.png", "image.png", 3))
+    sample = ClassificationView(processor)((tmp_path / "image.png", "image.png", 3))
     expected = processor(image, return_tensors="pt")["pixel_values"][0]
     assert sample["labels"] == 3 and sample["pixel_values"].shape == (3, 224, 224)
     torch.testing.assert_close(sample["pixel_values"], expected, rtol=0, atol=0)

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from segmentation_runs import configuration, flags, launch, run, write_png
 from torch import nn
-from training import scene_augmentation
+from training import scene_augmentation, segmentation_evaluation
 from training.arguments import DataArguments, OptimizationArguments, RunArguments
 from training.images import BadImageError
 from training.label_maps import Decoder, Example, csv_pairs, folder_pairs, open_label_maps
@@ -459,13 +459,13 @@ def test_resumed_run_ends_the_same(rooms: Path, tmp_path: Path) -> None:
 def test_the_averages_logits_are_float32(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16, too: what is interpolated to the image's size has the precision of the trained model's logits."""
     seen = []
-    interpolated = script.most_likely_labels
+    interpolated = segmentation_evaluation.most_likely_labels
 
     def most_likely_labels(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         seen.append((logits.dtype, logits.bfloat16().float().equal(logits)))
         return interpolated(logits, size)
 
-    monkeypatch.setattr(script, "most_likely_labels", most_likely_labels)
+    monkeypatch.setattr(segmentation_evaluation, "most_likely_labels", most_likely_labels)
     start = configuration(tmp_path)
     for name, decay in (("model", None), ("average", 0.5)):
         values = {"mixed_precision": "bf16", "max_steps": 1, "per_device_train_batch_size": 2, "ema_decay": decay}

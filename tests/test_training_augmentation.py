@@ -90,7 +90,7 @@ class Fixed(nn.Module):
 
 def test_label_smoothing() -> None:
     logits, labels = torch.randn(4, 7), torch.tensor([0, 3, 6, 3])
-    task = Classification(arguments("finetune", label_smoothing=0.1), 7, None)
+    task = Classification(arguments("finetune", label_smoothing=0.1), 7, None, None)
     loss = task.loss(Fixed(logits), {"pixel_values": torch.zeros(4, 3, 8, 8), "labels": labels})
     smooth = torch.full((4, 7), 0.1 / 7)
     smooth[range(4), labels] += 0.9
@@ -99,7 +99,7 @@ def test_label_smoothing() -> None:
 
 def test_the_loss_of_mixed_targets_is_smoothed_too() -> None:
     logits = torch.randn(8, 10)
-    task = Classification(arguments("pvt-imagenet"), 10, None)
+    task = Classification(arguments("pvt-imagenet"), 10, None, None)
     images, labels = batch()
     torch.manual_seed(3)
     loss = task.loss(Fixed(logits), {"pixel_values": images, "labels": labels})

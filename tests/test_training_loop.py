@@ -212,4 +212,4 @@ def test_trackers_are_told(small: Path, tiny: str, tmp_path: Path, monkeypatch: 
     assert name == "digits" and config["learning_rate"] == 1e-3 and config["max_grad_norm"] == "None"
     assert [step for step, _ in told[1:]] == [2, 3, 4, 6, 6]
     assert told[1][1]["learning_rate"] == pytest.approx(1e-3 * (1 + math.cos(math.pi / 6)) / 2)
-    assert told[-1][1] == {k: v for k, v in record["metrics"].items() if k != "examples"}
+    assert told[-1][1] == {k: v for k, v in record["metrics"].items() if k not in ("examples", "remarks")}

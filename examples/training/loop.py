@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from hf_pvt.counting_metric import CountingMetric, Counts
-
 from . import checkpoints
 from .arguments import CHANGEABLE, UNDECAYED, OptimizationArguments, RunArguments, every
+from .evaluation import Evaluation, scores, together
 from .launch import TrainingError
 from .optimization import Schedule, moving_average, parameter_groups, set_learning_rate
 from .order import Purpose, derived_seed
@@ -34,7 +32,7 @@ logger = get_logger(__name__)
 class Task(Protocol):
     """What is trained, and how it is scored."""
 
-    metric: CountingMetric
+    evaluation: Evaluation
     validation: Iterable[Sample] | None  # this process's batches, with `counted`; equally many in every process
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
@@ -45,9 +43,6 @@ class Task(Protocol):
 
         The batches are not on the device yet.
         """
-
-    def count(self, model: nn.Module, batch: Sample) -> Counts:
-        """`metric.count` of those samples of a batch on the device that are `counted`."""
 
 
 class Loop:
@@ -208,30 +203,25 @@ class Loop:
             return
         with self._off_the_clock():
             self.metrics = self._scores(self.model if self.average is None else self.average.module)
+            self.task.evaluation.save_pictures(self.output_dir / "overlays" / f"step-{self.step}")
         numbers = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
         remarks = {name: f" ({remark})" for name, remark in self.metrics.get("remarks", {}).items()}
-        scores = ", ".join(f"{name} {value:.4f}{remarks.get(name, '')}" for name, value in numbers.items())
-        logger.info(f"step {self.step}: {scores}")
+        found = ", ".join(f"{name} {value:.4f}{remarks.get(name, '')}" for name, value in numbers.items())
+        logger.info(f"step {self.step}: {found}")
         self.accelerator.log(numbers, step=self.step)
 
     @torch.no_grad()
     def _scores(self, model: nn.Module) -> dict[str, Any]:
-        examples, counts = 0, np.zeros(0, dtype=np.int64)
+        examples, evidence = 0, None
         model.eval()
         for batch in self.task.validation or ():
             self.bad |= batch.pop("bad")
             examples += int(batch["counted"].sum())
             batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
             with self.accelerator.autocast():
-                more = self.task.count(model, batch)
-            counts = counts + more if counts.size else more
+                evidence = together(evidence, self.task.evaluation.count(model, batch))
         model.train()
-        sums = torch.tensor([examples, *counts], dtype=torch.int64, device=self.accelerator.device)
-        totals = self.accelerator.reduce(sums, "sum").cpu().numpy()
-        if not totals[0]:
-            raise TrainingError("the validation data has no sample that counts.")
-        scores = self.task.metric.result(totals[1:], int(totals[0]))
-        return {name: np.asarray(value).tolist() for name, value in scores.items()} | {"examples": int(totals[0])}
+        return scores(self.task.evaluation, evidence, examples, self.accelerator)
 
     @contextmanager
     def _off_the_clock(self) -> Iterator[None]:
