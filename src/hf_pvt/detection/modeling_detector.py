@@ -25,6 +25,7 @@ from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
 from .configuration_detector import DetectorConfig
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
+from .loss_terms import LossTerm, means
 from .roi_pooling import at_least_float32
 from .suppression import Detections
 from .torchvision_ops import require_torchvision, torchvision_ops
@@ -152,7 +153,7 @@ class Detector(InputChannelsMixin, PreTrainedModel):
 
     def losses(
         self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, LossTerm]:
         """The terms of the loss, under their published names."""
         raise NotImplementedError
 
@@ -225,7 +226,8 @@ class Detector(InputChannelsMixin, PreTrainedModel):
         predictions = {name: at_least_float32(prediction) for name, prediction in predictions.items()}
         if labels is not None:
             objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
-            found["loss_dict"] = self.losses(levels, predictions, objects, sizes)
+            terms = self.losses(levels, predictions, objects, sizes)
+            found["loss_dict"] = means(terms, over_processes=self.training)
             found["loss"] = torch.stack(list(found["loss_dict"].values())).sum()
         if not self.training:
             with torch.no_grad():
