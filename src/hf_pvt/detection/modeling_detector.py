@@ -23,7 +23,7 @@ from ..feature_pyramid import FeaturePyramid
 from ..input_channels import InputChannelsMixin
 from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
-from .configuration_detector import DetectorConfig
+from .configuration_detector import DetectorConfig, divided
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
 from .loss_terms import LossTerm, means
 from .roi_pooling import at_least_float32
@@ -117,7 +117,8 @@ class Detector(InputChannelsMixin, PreTrainedModel):
         Args:
             name_or_path: a folder or an id of the Hub.
             config: the detector's configuration, whose `backbone_config` is replaced.
-            fields: of the detector's configuration, such as `num_labels=3` or `id2label`.
+            fields: of the detector's configuration, such as `num_labels=3` or `id2label`, or, where only that has them,
+                of the backbone's, such as `drop_path_rate=0.1`.
 
         Raises:
             ValueError: a file, or weights that lack some of the backbone's.
@@ -127,11 +128,13 @@ class Detector(InputChannelsMixin, PreTrainedModel):
                 f"{name_or_path} is a file, expected a folder or an id of the Hub; open a published checkpoint with "
                 "hf_pvt.load_original, and save it with save_pretrained."
             )
-        theirs = AutoConfig.from_pretrained(name_or_path).to_diff_dict()
+        theirs = AutoConfig.from_pretrained(name_or_path)
+        config_class: Any = cls.config_class
+        own, of_backbone = divided(fields, config_class, type(theirs))
         settings: dict[str, Any] = {} if config is None else config.to_dict()
-        settings["backbone_config"] = {name: value for name, value in theirs.items() if name not in NOT_OF_A_BACKBONE}
-        assert cls.config_class is not None
-        model: Self = cls(cls.config_class.from_dict(settings | fields))  # type: ignore[arg-type]
+        pyramid = {name: value for name, value in theirs.to_diff_dict().items() if name not in NOT_OF_A_BACKBONE}
+        settings["backbone_config"] = pyramid | of_backbone
+        model: Self = cls(config_class.from_dict(settings | own))
         chosen: Any = copy.deepcopy(model.config.backbone_config)
         pretrained, report = type(model.backbone).from_pretrained(name_or_path, config=chosen, output_loading_info=True)
         if chosen.model_type in OUR_BACKBONES and report["missing_keys"]:  # Swin's has norms that no classifier has
