@@ -69,4 +69,4 @@ def soft_dice_loss(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
     dice = 2 * overlap / (predicted + size).where(present, 1)  # (B, K)
     image_dice = (dice * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)  # (B,)
     counted = present.any(dim=1)
-    return (counted - image_dice).sum() / counted.sum().clamp(min=1)
+    return ((1 - image_dice) * counted).sum() / counted.sum().clamp(min=1)
