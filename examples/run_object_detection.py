@@ -249,7 +249,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loop.train(feed.training(training, TrainingView(task, decode, processor), order, schedule.total_steps))
     arguments = {name: value for group in groups for name, value in asdict(group).items()}
     started = start_name(task.model_name_or_path or task.from_backbone)
-    finish(loop, model, processor, "object-detection", started, data, arguments)
+    pipeline = "image-segmentation" if model.has_masks else "object-detection"
+    finish(loop, model, processor, pipeline, started, data, arguments)
 
 
 if __name__ == "__main__":
