@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .detection.coco_masks import Size, compress_mask, mask_library, shortened
+from .coco_masks import Size, compress_mask, mask_library, shortened
 from .evidence_metric import Array, EvidenceMetric, as_array, as_integers
 
 Record = dict[str, Any]
