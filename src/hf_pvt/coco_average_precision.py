@@ -137,8 +137,8 @@ class CocoAveragePrecision(EvidenceMetric):
         if labels.ndim != 1 or strangers.size:
             given = f"have shape {labels.shape}" if labels.ndim != 1 else f"hold {strangers[0]}"
             raise ValueError(
-                f"{name} {given}, expected labels in [0, {len(self.names)}); categories of a file have to become labels "
-                "first."
+                f"{name} {given}, expected labels in [0, {len(self.names)}); a file's categories have to become "
+                "labels first."
             )
         return [int(label) for label in labels]
 
