@@ -48,7 +48,7 @@ def is_plain_inference(tokens: Tensor, module: nn.Module) -> bool:
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not torch_module._has_any_global_hook()
-        and all(map(_is_untouched, module.modules()))
+        and all(map(is_untouched, module.modules()))
     )
 
 
@@ -119,7 +119,7 @@ def _keep_bands_on_the_heap() -> None:
     torch.empty(LARGEST_HEAP_BLOCK, dtype=torch.uint8)
 
 
-def _is_untouched(module: nn.Module) -> bool:
+def is_untouched(module: nn.Module) -> bool:
     """No hooks, no replaced forward, no wrapped or quantised parameters, not in training mode (Monte Carlo dropout)."""
     return not (
         module.training

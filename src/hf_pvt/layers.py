@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cpu_inference import activate_in_place, in_row_bands, is_plain_inference, linear
+from .cpu_packing import PackedLinear
 
 Grid = tuple[int, int]
 Activate = Callable[[nn.Module, Tensor], Tensor]
@@ -202,7 +203,7 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         # A wrapped or quantised linear may look at all tokens at once, as for a common scale.
-        is_plain = type(self.dense1) is type(self.dense2) is nn.Linear
+        is_plain = {type(self.dense1), type(self.dense2)} <= {nn.Linear, PackedLinear}
         if is_plain and is_plain_inference(tokens, self):
             expand = partial(self.expand, activate=activate_in_place)
             return in_row_bands(expand, self.contract, tokens, grid, self.dense1.out_features, self.halo)
