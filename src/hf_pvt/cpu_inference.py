@@ -14,6 +14,8 @@ Legend: B batch, H x W grid, N = H*W tokens, C channels, E expanded channels, R 
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -37,19 +39,55 @@ _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 }
 
 
-def is_plain_inference(tokens: Tensor, module: nn.Module) -> bool:
-    """Whether this is eager inference on the CPU, and nobody watches or replaces `module` or a part of it."""
+# The modules, by their identity, that nobody watches or replaces in the forward that runs; None outside of one.
+_plain_modules: ContextVar[frozenset[int] | None] = ContextVar("plain_modules", default=None)
+
+
+@contextmanager
+def survey(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Look at a model's parts once, for all questions of `is_plain_inference` inside."""
+    plain: set[int] = set()
+    if is_eager_inference(images):
+        _collect_plain(model, plain)
+    token = _plain_modules.set(frozenset(plain))
+    try:
+        yield
+    finally:
+        _plain_modules.reset(token)
+
+
+def _collect_plain(module: nn.Module, plain: set[int]) -> bool:
+    """Add the modules that are untouched with all of their parts; whether this one is."""
+    parts = [_collect_plain(part, plain) for part in module._modules.values() if part is not None]
+    if not (all(parts) and is_untouched(module)):
+        return False
+    plain.add(id(module))
+    return True
+
+
+def is_eager_inference(tokens: Tensor) -> bool:
+    """Whether tensors on the CPU are computed with as they are: no gradients, compilation, tracing, autocast, hooks."""
     return (
         type(tokens) is Tensor
         and tokens.device.type == "cpu"
-        and tokens.is_contiguous()
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not torch_module._has_any_global_hook()
-        and all(map(is_untouched, module.modules()))
     )
+
+
+def is_plain_inference(tokens: Tensor, module: nn.Module) -> bool:
+    """Whether this is eager inference on the CPU, and nobody watches or replaces `module` or a part of it."""
+    if torch.compiler.is_compiling():
+        return False
+    plain = _plain_modules.get()
+    if plain is None:
+        is_plain = is_eager_inference(tokens) and all(map(is_untouched, module.modules()))
+    else:
+        is_plain = id(module) in plain
+    return is_plain and tokens.is_contiguous()
 
 
 def linear(layer: nn.Module, tokens: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ Legend: see `layers`. The maps of the four stages are at 1/4, 1/8, 1/16 and 1/32
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .cpu_inference import survey
 from .layers import DropPath, FeedForward, Grid, PatchEmbedding, ReducedAttention, tokens_to_map
 
 
@@ -83,7 +85,13 @@ class Pyramid(nn.Module):
         self.layers = nn.ModuleList(stages)  # named as in Transformers' PVTv2 checkpoints
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
-        feature_map = pixel_values
+        if torch.compiler.is_compiling():
+            return self.climb(pixel_values, **kwargs)
+        with survey(self, pixel_values):
+            return self.climb(pixel_values, **kwargs)
+
+    def climb(self, feature_map: Tensor, **kwargs: Any) -> Any:
+        """Stage by stage."""
         for stage in self.layers:
             feature_map = stage(feature_map, **kwargs)
         return feature_map
