@@ -70,9 +70,17 @@ def scores(
         TrainingError: no sample counted.
     """
     total = int(accelerator.reduce(torch.tensor(examples, device=accelerator.device), "sum"))
-    evidence = of_all_processes(evidence, accelerator)
-    if not total or evidence is None:
+    return scores_of_all(evaluation, of_all_processes(evidence, accelerator), total)
+
+
+def scores_of_all(evaluation: Evaluation, evidence: Evidence | None, examples: int) -> dict[str, Any]:
+    """The same of evidence that is all there is.
+
+    Raises:
+        TrainingError: no sample counted.
+    """
+    if not examples or evidence is None:
         raise TrainingError("the validation data has no sample that counts.")
-    found = evaluation.metric.result(evidence, total)
-    plain = {name: np.asarray(value).tolist() for name, value in found.items()} | {"examples": total}
+    found = evaluation.metric.result(evidence, examples)
+    plain = {name: np.asarray(value).tolist() for name, value in found.items()} | {"examples": examples}
     return plain | {"remarks": evaluation.remarks(plain)}

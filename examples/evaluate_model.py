@@ -1,0 +1,237 @@
+"""Measure a classifier or a segmenter on labelled data, exactly as the training scripts and the papers do.
+
+    python examples/evaluate_model.py pvt_v2_b2.pth --validation_dir imagenet/val
+
+    accelerate launch --multi_gpu examples/evaluate_model.py out/ade20k/model --validation_dir ADEChallengeData2016 \
+        --labels ade20k --reduce_labels --write_to_card
+
+The model is a folder, a Hub id or a published checkpoint, and what is measured follows from its head. Images are what
+its own processor makes of them. The samples are cut into units of `--unit_size`; what was found in one is written to
+`output_dir` when it is done, so a run that was killed goes on when it is started again, with any number of processes.
+Out come the metrics, `output_dir/results.json`, and with `--write_to_card` an entry in the model's card.
+"""
+
+import hashlib
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import InitProcessGroupKwargs, send_to_device
+from torch.utils.data import Subset
+from tqdm import tqdm
+from training.arguments import parse
+from training.evaluated_tasks import EvaluatedTask, Scored, check_flags, preprocessing, task_of
+from training.evaluation import Evaluation, Evidence, scores_of_all, together
+from training.evaluation_arguments import EvaluationArguments, named_model
+from training.evaluation_units import Units, check_same_job
+from training.feed import Prepare
+from training.launch import lost_processes, parent_command_lines, run_main, share_of_cores
+from training.measured_card import measured_result, read_card, write_to_card
+from training.models import check_path
+from training.results import versions, write_results
+from training.samples import EvaluationSamples, Sample, loader
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+import hf_pvt
+
+logger = get_logger(__name__)
+
+
+def start(arguments: EvaluationArguments) -> Accelerator:
+    """This process's accelerator; processes wait for each other as long as it takes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for talkative in ("httpx", "accelerate", "torch", "fsspec"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(mixed_precision="bf16" if arguments.bf16 else "no", kwargs_handlers=[patience])
+    problem = lost_processes(accelerator.num_processes, parent_command_lines())
+    if problem:
+        logger.warning(problem)
+    return accelerator
+
+
+def open_model(path: str) -> tuple[EvaluatedTask, PreTrainedModel, BaseImageProcessor]:
+    """A model in float32, the task that its head is for, and its processor; a published checkpoint has the papers'.
+
+    Raises ValueError for a model without a head, or without some of its weights, which Transformers would draw.
+    """
+    check_path(path)
+    if Path(path).is_file():
+        model = hf_pvt.load_original(path)
+        task = task_of(type(model).__name__, path)
+        return task, model, task.published_processor(model)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    task = task_of((config.architectures or [""])[0], path)
+    model, report = task.auto_class.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{path} has no weights for {', '.join(missing[:4])}; choose another model.")
+    if Path(path).is_dir() and not Path(path, "preprocessor_config.json").is_file():
+        raise ValueError(
+            f"{path} has no preprocessor_config.json, and the metrics depend on it; save the processor beside the model."
+        )
+    return task, model, AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+
+
+def spread_out(examples: Any, limit: int | None) -> Any:
+    """So many examples at equal distances, or all."""
+    if limit is None or limit >= len(examples):
+        return examples
+    return Subset(examples, np.linspace(0, len(examples) - 1, limit).round().astype(int).tolist())
+
+
+def job_of(model: PreTrainedModel, processor: BaseImageProcessor, examples: Any, units: Units) -> dict[str, Any]:
+    """What the units' files are of: the weights, the processor, and the samples, not where the model lies."""
+    weights = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    whole = examples.dataset if isinstance(examples, Subset) else examples
+    if hasattr(whole, "rows"):  # of a data set with columns, which has a name for what it holds
+        samples = str(whole.rows._fingerprint)
+    else:
+        samples = hashlib.sha256("\n".join(repr(whole[i]) for i in range(len(whole))).encode()).hexdigest()
+    return {
+        "weights": weights.hexdigest(),
+        "processor": hashlib.sha256(processor.to_json_string().encode()).hexdigest(),
+        "samples": samples,
+        "samples_evaluated": units.samples,
+        "unit_size": units.size,
+    }
+
+
+def prepared(examples: Any, prepare: Prepare, index: int) -> Sample:
+    return prepare(examples[index])
+
+
+@torch.inference_mode()
+def measure(scored: Scored, units: Units, model: PreTrainedModel, arguments: Any, accelerator: Accelerator) -> None:
+    """This process's part of the units that are missing."""
+    missing = units.missing()
+    accelerator.wait_for_everyone()  # all have seen the same
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    plans = {unit: units.batches(unit, scored.batch_size) for unit in mine}
+    load = partial(prepared, scored.examples, scored.evaluation.view)
+    samples = EvaluationSamples(load, len(scored.examples), arguments.on_bad_image)
+    workers = arguments.dataloader_num_workers
+    workers = share_of_cores() if workers is None else workers
+    batches = iter(loader(samples, workers, batch_sampler=[batch for plan in plans.values() for batch in plan]))
+    with tqdm(total=units.samples, unit="image", disable=not accelerator.is_local_main_process) as bar:
+        bar.update(units.samples - sum(len(batch) for u in missing for batch in units.batches(u, scored.batch_size)))
+        for unit, plan in plans.items():
+            evidence: Evidence | None = None
+            examples, bad = 0, {}
+            for _ in plan:
+                batch = next(batches)
+                bad |= batch.pop("bad")
+                examples += int(batch["counted"].sum())
+                batch = send_to_device(batch, accelerator.device, non_blocking=True)
+                with accelerator.autocast():
+                    evidence = together(evidence, scored.evaluation.count(model, batch))
+            units.write(unit, examples, bad, evidence if evidence is not None else [])
+            bar.update(sum(map(len, plan)) * accelerator.num_processes)
+    accelerator.wait_for_everyone()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    (arguments,) = parse(EvaluationArguments, description=__doc__.splitlines()[0], argv=named_model(words))
+    arguments.check()
+    path = str(arguments.model_name_or_path)
+    if arguments.write_to_card:
+        read_card(path)  # what cannot be written fails before hours of measuring
+    accelerator = start(arguments)
+    task, model, processor = open_model(path)
+    check_flags(task, arguments)
+    scored = task.open(arguments, model, processor, accelerator)
+    total = len(scored.examples)
+    scored.examples = spread_out(scored.examples, arguments.limit)
+    protocol = {
+        "images": preprocessing(processor, resize=not arguments.sliding_window),
+        **scored.protocol,
+        "precision": "bfloat16" if arguments.bf16 else "float32",
+    }
+    units = Units(arguments.output_folder, len(scored.examples), arguments.unit_size)
+    job = {"task": task.pipeline_tag, "data": arguments.name_of_data(), **protocol}
+    check_same_job(units.folder, job | job_of(model, processor, scored.examples, units))
+    model = accelerator.prepare_model(model.eval(), evaluation_mode=True)
+    measure(scored, units, model, arguments, accelerator)
+    scored.evaluation.save_pictures(units.folder / "overlays")
+    if accelerator.is_main_process:
+        report(task, scored.evaluation, units, arguments, protocol, total, words)
+    # All leave together: PyTorch 2.8's gloo waits forever where a process leaves just after a collective.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def report(
+    task: EvaluatedTask,
+    evaluation: Evaluation,
+    units: Units,
+    arguments: EvaluationArguments,
+    protocol: dict[str, str],
+    total: int,
+    words: Sequence[str],
+) -> None:
+    """Add up, print, and write results.json and the card's entry."""
+    examples, bad, evidence = units.total()
+    metrics = scores_of_all(evaluation, evidence, examples)
+    data, remarks = arguments.name_of_data(), metrics["remarks"]
+    of = f"{examples:,} of {total:,} images" if examples != total else f"{examples:,} images"
+    print(f"{task.pipeline_tag}, {path_name(str(arguments.model_name_or_path))}, on {of} of {data}:")
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            print(f"  {name} {value:.4f}{f' ({remarks[name]})' if name in remarks else ''}")
+    print(f"protocol: {'; '.join(f'{key}: {value}' for key, value in protocol.items())}")
+    if bad:
+        print(f"{len(bad):,} bad images were skipped:", *(f"  {file} {why}" for file, why in bad.items()), sep="\n")
+    results = {
+        "task": task.pipeline_tag,
+        "model": arguments.model_name_or_path,
+        "data": data,
+        "measured_on": of,
+        "metrics": metrics,
+        "protocol": protocol,
+        "bad_images": bad,
+        "command": shlex.join(["examples/evaluate_model.py", *words]),
+        "versions": versions(),
+        "arguments": asdict(arguments),
+    }
+    write_results(units.folder, results)
+    print(f"written to {units.folder / 'results.json'}")
+    if arguments.write_to_card:
+        hub = arguments.dataset_name is not None
+        place = {"name": data, "split": arguments.split if hub else None, "config": arguments.dataset_config_name}
+        named = [(*names, metrics[metric]) for metric, names in task.metrics.items() if metric in metrics]
+        named = [
+            (hub_id, f"{name}{f' {remarks[m]}' if (m := name) in remarks else ''}", v) for hub_id, name, v in named
+        ]
+        settings = "; ".join(f"{key}: {value}" for key, value in protocol.items())
+        entry = measured_result(task.pipeline_tag, place, named, of, settings, without_paths(words))
+        print(f"written to {write_to_card(str(arguments.model_name_or_path), entry, task.pipeline_tag)}")
+
+
+def path_name(word: str) -> str:
+    """Of a path that exists the name only."""
+    return Path(word).absolute().name if Path(word).exists() else word
+
+
+def without_paths(words: Sequence[str]) -> str:
+    """A command's words for others to read."""
+    return shlex.join(map(path_name, words))
+
+
+if __name__ == "__main__":
+    run_main(main)
