@@ -1,5 +1,6 @@
 """The heads that can be evaluated: how each is opened, on which data, by which protocol, and what a card calls it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from .classification_evaluation import ClassificationEvaluation
 from .evaluation import Evaluation
 from .evaluation_arguments import EvaluationArguments
 from .label_maps import Decoder
+from .label_values import in_words
 from .matched_examples import classified, segmented
 from .segmentation_evaluation import SegmentationEvaluation
 
@@ -27,6 +29,7 @@ class Scored:
     evaluation: Evaluation
     batch_size: int
     protocol: dict[str, str] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)  # what else tells these samples from others
 
 
 class EvaluatedTask:
@@ -105,10 +108,8 @@ class SemanticSegmentation(EvaluatedTask):
         view = f"sliding window of {window} pixels" if window else "whole images"
         if scales:
             view = f"mean of the scales {', '.join(map(str, SCALES))} and their mirror images"
-        protocol = {"labels": how, "view": view}
-        if values.names != [f"{n}" for n in values.values] and arguments.reduce_labels:
-            protocol["labels"] += ", counted from 1"
-        return Scored(examples, evaluation, 1, protocol)
+        protocol = {"labels": f"{how}, of the pixel values {in_words(values.values)}", "view": view}
+        return Scored(examples, evaluation, 1, protocol, {"values": [values.values, sorted(values.no_label)]})
 
 
 TASKS: list[EvaluatedTask] = [ImageClassification(), SemanticSegmentation()]
@@ -132,6 +133,16 @@ def check_flags(task: EvaluatedTask, arguments: EvaluationArguments) -> None:
         for name in sorted(other.flags - task.flags):
             if getattr(arguments, name):
                 raise ValueError(f"--{name} is for {other.pipeline_tag}, and the model is for {task.pipeline_tag}.")
+
+
+def card_metrics(task: EvaluatedTask, metrics: dict[str, Any]) -> list[tuple[str, str, float]]:
+    """What goes into a card: the Hub's id, the name with its remark, and the value, of each metric that is a number."""
+    found = []
+    for metric, (hub_id, name) in task.metrics.items():
+        value, remark = metrics.get(metric, math.nan), metrics["remarks"].get(metric)
+        if not math.isnan(value):
+            found.append((hub_id, f"{name} {remark}" if remark else name, value))
+    return found
 
 
 def label_names(model: PreTrainedModel) -> list[str]:

@@ -37,9 +37,8 @@ def read_card(model: str) -> tuple[Path, dict[str, Any]]:
         for entry in metadata.get("model-index") or []:
             assert isinstance(entry["results"], list)
     except Exception as error:  # whatever the YAML is
-        raise ValueError(
-            f"the metadata of {card} cannot be read ({' '.join(str(error).split())}); repair it."
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"the metadata of {card} cannot be read ({reason}); repair it.") from error
     return card, metadata
 
 
