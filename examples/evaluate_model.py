@@ -12,6 +12,7 @@ Out come the metrics, `output_dir/results.json`, and with `--write_to_card` an e
 """
 
 import hashlib
+import json
 import logging
 import shlex
 import sys
@@ -30,7 +31,7 @@ from accelerate.utils import InitProcessGroupKwargs, send_to_device
 from torch.utils.data import Subset
 from tqdm import tqdm
 from training.arguments import parse
-from training.evaluated_tasks import EvaluatedTask, Scored, check_flags, preprocessing, task_of
+from training.evaluated_tasks import EvaluatedTask, Scored, card_metrics, check_flags, preprocessing, task_of
 from training.evaluation import Evaluation, Evidence, scores_of_all, together
 from training.evaluation_arguments import EvaluationArguments, named_model
 from training.evaluation_units import Units, check_same_job
@@ -81,7 +82,7 @@ def open_model(path: str) -> tuple[EvaluatedTask, PreTrainedModel, BaseImageProc
         raise ValueError(f"{path} has no weights for {', '.join(missing[:4])}; choose another model.")
     if Path(path).is_dir() and not Path(path, "preprocessor_config.json").is_file():
         raise ValueError(
-            f"{path} has no preprocessor_config.json, and the metrics depend on it; save the processor beside the model."
+            f"{path} has no preprocessor_config.json, which says how images are prepared; save the processor there."
         )
     return task, model, AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
 
@@ -95,7 +96,8 @@ def spread_out(examples: Any, limit: int | None) -> Any:
 
 def job_of(model: PreTrainedModel, processor: BaseImageProcessor, examples: Any, units: Units) -> dict[str, Any]:
     """What the units' files are of: the weights, the processor, and the samples, not where the model lies."""
-    weights = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
+    fields = {k: v for k, v in model.config.to_dict().items() if k[0] != "_" and k != "transformers_version"}
+    weights = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     whole = examples.dataset if isinstance(examples, Subset) else examples
@@ -128,8 +130,8 @@ def measure(scored: Scored, units: Units, model: PreTrainedModel, arguments: Any
     workers = arguments.dataloader_num_workers
     workers = share_of_cores() if workers is None else workers
     batches = iter(loader(samples, workers, batch_sampler=[batch for plan in plans.values() for batch in plan]))
-    with tqdm(total=units.samples, unit="image", disable=not accelerator.is_local_main_process) as bar:
-        bar.update(units.samples - sum(len(batch) for u in missing for batch in units.batches(u, scored.batch_size)))
+    images = sum(len(batch) for plan in plans.values() for batch in plan)
+    with tqdm(total=images, unit="image", disable=not accelerator.is_local_main_process) as bar:
         for unit, plan in plans.items():
             evidence: Evidence | None = None
             examples, bad = 0, {}
@@ -141,7 +143,7 @@ def measure(scored: Scored, units: Units, model: PreTrainedModel, arguments: Any
                 with accelerator.autocast():
                     evidence = together(evidence, scored.evaluation.count(model, batch))
             units.write(unit, examples, bad, evidence if evidence is not None else [])
-            bar.update(sum(map(len, plan)) * accelerator.num_processes)
+            bar.update(sum(map(len, plan)))
     accelerator.wait_for_everyone()
 
 
@@ -165,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     units = Units(arguments.output_folder, len(scored.examples), arguments.unit_size)
     job = {"task": task.pipeline_tag, "data": arguments.name_of_data(), **protocol}
-    check_same_job(units.folder, job | job_of(model, processor, scored.examples, units))
+    check_same_job(units.folder, job | scored.identity | job_of(model, processor, scored.examples, units))
     model = accelerator.prepare_model(model.eval(), evaluation_mode=True)
     measure(scored, units, model, arguments, accelerator)
     scored.evaluation.save_pictures(units.folder / "overlays")
@@ -214,23 +216,22 @@ def report(
     if arguments.write_to_card:
         hub = arguments.dataset_name is not None
         place = {"name": data, "split": arguments.split if hub else None, "config": arguments.dataset_config_name}
-        named = [(*names, metrics[metric]) for metric, names in task.metrics.items() if metric in metrics]
-        named = [
-            (hub_id, f"{name}{f' {remarks[m]}' if (m := name) in remarks else ''}", v) for hub_id, name, v in named
-        ]
+        named = card_metrics(task, metrics)
         settings = "; ".join(f"{key}: {value}" for key, value in protocol.items())
         entry = measured_result(task.pipeline_tag, place, named, of, settings, without_paths(words))
         print(f"written to {write_to_card(str(arguments.model_name_or_path), entry, task.pipeline_tag)}")
 
 
 def path_name(word: str) -> str:
-    """Of a path that exists the name only."""
-    return Path(word).absolute().name if Path(word).exists() else word
+    """Of a path the name only; a Hub id as it is."""
+    is_path = Path(word).exists() or word[:1] in ("/", "~", ".") or "*" in word
+    return Path(word).absolute().name if is_path else word
 
 
 def without_paths(words: Sequence[str]) -> str:
     """A command's words for others to read."""
-    return shlex.join(map(path_name, words))
+    parts = [word.partition("=") if word.startswith("--") else ("", "", word) for word in words]
+    return shlex.join(f"{flag}{equals}{path_name(value) if value else ''}" for flag, equals, value in parts)
 
 
 if __name__ == "__main__":
