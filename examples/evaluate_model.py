@@ -50,11 +50,11 @@ logger = get_logger(__name__)
 
 
 def start(arguments: EvaluationArguments) -> Accelerator:
-    """This process's accelerator; processes wait for each other as long as it takes."""
+    """This process's accelerator; processes wait for each other's last unit."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for talkative in ("httpx", "accelerate", "torch", "fsspec"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))
     accelerator = Accelerator(mixed_precision="bf16" if arguments.bf16 else "no", kwargs_handlers=[patience])
     problem = lost_processes(accelerator.num_processes, parent_command_lines())
     if problem:
@@ -142,7 +142,8 @@ def measure(scored: Scored, units: Units, model: PreTrainedModel, arguments: Any
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
                 with accelerator.autocast():
                     evidence = together(evidence, scored.evaluation.count(model, batch))
-            units.write(unit, examples, bad, evidence if evidence is not None else [])
+            assert evidence is not None  # a unit has samples
+            units.write(unit, examples, bad, evidence)
             bar.update(sum(map(len, plan)))
     accelerator.wait_for_everyone()
 
@@ -189,6 +190,7 @@ def report(
 ) -> None:
     """Add up, print, and write results.json and the card's entry."""
     examples, bad, evidence = units.total()
+    units.tidy()
     metrics = scores_of_all(evaluation, evidence, examples)
     data, remarks = arguments.name_of_data(), metrics["remarks"]
     of = f"{examples:,} of {total:,} images" if examples != total else f"{examples:,} images"

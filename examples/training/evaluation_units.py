@@ -63,6 +63,11 @@ class Units:
             evidence = together(evidence, part)
         return examples, bad, evidence
 
+    def tidy(self) -> None:
+        """Remove what runs that were killed had begun to write."""
+        for left in self.folder.glob("unit-*.incomplete"):
+            left.unlink(missing_ok=True)
+
     def _contents(self) -> Iterator[dict[str, Any]]:
         for unit in range(self.count):
             yield json.loads(self.file(unit).read_text())
