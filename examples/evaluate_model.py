@@ -1,4 +1,4 @@
-"""Measure a classifier or a segmenter on labelled data, exactly as the training scripts and the papers do.
+"""Measure a classifier, segmenter or detector on labelled data, exactly as the training scripts and the papers do.
 
     python examples/evaluate_model.py pvt_v2_b2.pth --validation_dir imagenet/val
 
@@ -32,11 +32,12 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 from training.arguments import parse
 from training.evaluated_tasks import EvaluatedTask, Scored, card_metrics, check_flags, preprocessing, task_of
-from training.evaluation import Evaluation, Evidence, scores_of_all, together
+from training.evaluation import Evidence, scores_of_all, together
 from training.evaluation_arguments import EvaluationArguments, named_model
 from training.evaluation_units import Units, check_same_job
 from training.feed import Prepare
 from training.launch import lost_processes, parent_command_lines, run_main, share_of_cores
+from training.loop import numbers_of
 from training.measured_card import measured_result, read_card, write_to_card
 from training.models import check_path
 from training.results import versions, write_results
@@ -104,7 +105,7 @@ def job_of(model: PreTrainedModel, processor: BaseImageProcessor, examples: Any,
     if hasattr(whole, "rows"):  # of a data set with columns, which has a name for what it holds
         samples = str(whole.rows._fingerprint)
     else:
-        samples = hashlib.sha256("\n".join(repr(whole[i]) for i in range(len(whole))).encode()).hexdigest()
+        samples = hashlib.sha256("\n".join(_plain(whole[i]) for i in range(len(whole))).encode()).hexdigest()
     return {
         "weights": weights.hexdigest(),
         "processor": hashlib.sha256(processor.to_json_string().encode()).hexdigest(),
@@ -112,6 +113,11 @@ def job_of(model: PreTrainedModel, processor: BaseImageProcessor, examples: Any,
         "samples_evaluated": units.samples,
         "unit_size": units.size,
     }
+
+
+def _plain(example: Sequence[Any]) -> str:
+    """What of an example says the same in every process."""
+    return repr([part for part in example if isinstance(part, str | Path | int | list | tuple)])
 
 
 def prepared(examples: Any, prepare: Prepare, index: int) -> Sample:
@@ -129,7 +135,9 @@ def measure(scored: Scored, units: Units, model: PreTrainedModel, arguments: Any
     samples = EvaluationSamples(load, len(scored.examples), arguments.on_bad_image)
     workers = arguments.dataloader_num_workers
     workers = share_of_cores() if workers is None else workers
-    batches = iter(loader(samples, workers, batch_sampler=[batch for plan in plans.values() for batch in plan]))
+    batches = iter(
+        loader(samples, workers, scored.merge, batch_sampler=[batch for plan in plans.values() for batch in plan])
+    )
     images = sum(len(batch) for plan in plans.values() for batch in plan)
     with tqdm(total=images, unit="image", disable=not accelerator.is_local_main_process) as bar:
         for unit, plan in plans.items():
@@ -167,13 +175,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "precision": "bfloat16" if arguments.bf16 else "float32",
     }
     units = Units(arguments.output_folder, len(scored.examples), arguments.unit_size)
-    job = {"task": task.pipeline_tag, "data": arguments.name_of_data(), **protocol}
+    job = {"task": task.name, "data": arguments.name_of_data(), **protocol}
     check_same_job(units.folder, job | scored.identity | job_of(model, processor, scored.examples, units))
     model = accelerator.prepare_model(model.eval(), evaluation_mode=True)
     measure(scored, units, model, arguments, accelerator)
     scored.evaluation.save_pictures(units.folder / "overlays")
     if accelerator.is_main_process:
-        report(task, scored.evaluation, units, arguments, protocol, total, words)
+        report(task, scored, units, arguments, protocol, total, words)
     # All leave together: PyTorch 2.8's gloo waits forever where a process leaves just after a collective.
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -181,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def report(
     task: EvaluatedTask,
-    evaluation: Evaluation,
+    scored: Scored,
     units: Units,
     arguments: EvaluationArguments,
     protocol: dict[str, str],
@@ -191,18 +199,17 @@ def report(
     """Add up, print, and write results.json and the card's entry."""
     examples, bad, evidence = units.total()
     units.tidy()
-    metrics = scores_of_all(evaluation, evidence, examples)
+    metrics = scores_of_all(scored.evaluation, evidence, examples)
     data, remarks = arguments.name_of_data(), metrics["remarks"]
     of = f"{examples:,} of {total:,} images" if examples != total else f"{examples:,} images"
-    print(f"{task.pipeline_tag}, {path_name(str(arguments.model_name_or_path))}, on {of} of {data}:")
-    for name, value in metrics.items():
-        if isinstance(value, float):
-            print(f"  {name} {value:.4f}{f' ({remarks[name]})' if name in remarks else ''}")
+    print(f"{task.name}, {path_name(str(arguments.model_name_or_path))}, on {of} of {data}:")
+    for name, value in numbers_of(metrics).items():
+        print(f"  {name} {value:.4f}{f' ({remarks[name]})' if name in remarks else ''}")
     print(f"protocol: {'; '.join(f'{key}: {value}' for key, value in protocol.items())}")
     if bad:
         print(f"{len(bad):,} bad images were skipped:", *(f"  {file} {why}" for file, why in bad.items()), sep="\n")
     results = {
-        "task": task.pipeline_tag,
+        "task": task.name,
         "model": arguments.model_name_or_path,
         "data": data,
         "measured_on": of,
@@ -220,8 +227,8 @@ def report(
         place = {"name": data, "split": arguments.split if hub else None, "config": arguments.dataset_config_name}
         named = card_metrics(task, metrics)
         settings = "; ".join(f"{key}: {value}" for key, value in protocol.items())
-        entry = measured_result(task.pipeline_tag, place, named, of, settings, without_paths(words))
-        print(f"written to {write_to_card(str(arguments.model_name_or_path), entry, task.pipeline_tag)}")
+        entry = measured_result(scored.pipeline_tag, place, named, of, settings, without_paths(words))
+        print(f"written to {write_to_card(str(arguments.model_name_or_path), entry, scored.pipeline_tag)}")
 
 
 def path_name(word: str) -> str:

@@ -2,22 +2,35 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
 from PIL import Image
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation, PreTrainedModel
+from torch.utils.data import default_collate
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
+from hf_pvt.detection.modeling_detector import Detector
 from hf_pvt.segmentation_inference import SCALES
 
+from .annotation_census import check_annotations
+from .annotations import Decoder
 from .classification_evaluation import ClassificationEvaluation
+from .detection_batches import padded_batch
+from .detection_evaluation import DetectionEvaluation
 from .evaluation import Evaluation
 from .evaluation_arguments import EvaluationArguments
-from .label_maps import Decoder
+from .label_maps import Decoder as MaskDecoder
 from .label_values import in_words
-from .matched_examples import classified, segmented
+from .matched_examples import annotated, classified, segmented
+from .samples import Merge
 from .segmentation_evaluation import SegmentationEvaluation
 
 
@@ -27,7 +40,9 @@ class Scored:
 
     examples: Any
     evaluation: Evaluation
-    batch_size: int
+    pipeline_tag: str
+    batch_size: int = 1
+    merge: Merge = default_collate
     protocol: dict[str, str] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)  # what else tells these samples from others
 
@@ -35,8 +50,8 @@ class Scored:
 class EvaluatedTask:
     """One kind of head."""
 
-    pipeline_tag: str
-    class_suffix: str  # of the model's class
+    name: str  # in messages
+    class_suffix: str | tuple[str, ...]  # of the model's class
     auto_class: Any
     flags: frozenset[str] = frozenset()  # those that other tasks do not have
     # What goes into a card: the metric's id on the Hub, and its name for people.
@@ -58,7 +73,7 @@ class EvaluatedTask:
 
 
 class ImageClassification(EvaluatedTask):
-    pipeline_tag, class_suffix = "image-classification", "ForImageClassification"
+    name, class_suffix = "classification", "ForImageClassification"
     auto_class = AutoModelForImageClassification
     flags = frozenset({"validation_labels", "label_column"})
     metrics = {"top1_accuracy": ("accuracy", "top-1 accuracy"), "top5_accuracy": ("accuracy", "top-5 accuracy")}
@@ -76,11 +91,12 @@ class ImageClassification(EvaluatedTask):
         names = label_names(model)
         examples, how = classified(arguments, names)
         evaluation = ClassificationEvaluation(len(names), processor)
-        return Scored(examples, evaluation, arguments.batch_size, {"labels": how})
+        protocol = {"labels": how}
+        return Scored(examples, evaluation, "image-classification", arguments.batch_size, protocol=protocol)
 
 
 class SemanticSegmentation(EvaluatedTask):
-    pipeline_tag, class_suffix = "image-segmentation", "ForSemanticSegmentation"
+    name, class_suffix = "semantic segmentation", "ForSemanticSegmentation"
     auto_class = AutoModelForSemanticSegmentation
     flags = frozenset({"mask_column", "labels", "reduce_labels", "multi_scale", "sliding_window", "overlays"})
     metrics = {
@@ -103,16 +119,62 @@ class SemanticSegmentation(EvaluatedTask):
         examples, values, how = segmented(arguments, label_names(model), accelerator)
         window, scales = arguments.sliding_window, arguments.multi_scale
         pictures = arguments.overlays if accelerator.is_main_process else 0
-        decode = Decoder(values, model.config.num_channels)
+        decode = MaskDecoder(values, model.config.num_channels)
         evaluation = SegmentationEvaluation(decode, processor, window, pictures, scales)
         view = f"sliding window of {window} pixels" if window else "whole images"
         if scales:
             view = f"mean of the scales {', '.join(map(str, SCALES))} and their mirror images"
         protocol = {"labels": f"{how}, of the pixel values {in_words(values.values)}", "view": view}
-        return Scored(examples, evaluation, 1, protocol, {"values": [values.values, sorted(values.no_label)]})
+        identity = {"values": [values.values, sorted(values.no_label)]}
+        return Scored(examples, evaluation, "image-segmentation", protocol=protocol, identity=identity)
 
 
-TASKS: list[EvaluatedTask] = [ImageClassification(), SemanticSegmentation()]
+class ObjectDetection(EvaluatedTask):
+    name, class_suffix = "detection", ("ForObjectDetection", "ForInstanceSegmentation")
+    auto_class = AutoModelForObjectDetection
+    flags = frozenset({"validation_annotations", "objects_column", "with_masks", "overlays"})
+    metrics = {
+        "box_ap": ("mean_average_precision", "box AP"),
+        "box_ap50": ("mean_average_precision", "box AP50"),
+        "mask_ap": ("mean_average_precision", "mask AP"),
+        "mask_ap50": ("mean_average_precision", "mask AP50"),
+    }
+
+    def published_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
+        return hf_pvt.detection_image_processor(
+            model.config.num_channels,
+            size_divisor=model.config.size_divisor,
+            return_segmentation_masks=model.has_masks,
+        )
+
+    def open(
+        self,
+        arguments: EvaluationArguments,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        accelerator: Accelerator,
+    ) -> Scored:
+        if not isinstance(model, Detector):
+            raise ValueError(f"the model is a {type(model).__name__}; expected one of hf_pvt's detectors.")
+        names = label_names(model)
+        examples, how = annotated(arguments, names)
+        masks = model.has_masks if arguments.with_masks is None else arguments.with_masks
+        if masks and not model.has_masks:
+            raise ValueError("--with_masks: the model has boxes alone; leave it out.")
+        decode = Decoder(masks, arguments.bbox_format, model.config.num_channels)
+        check_annotations(accelerator, decode, names, None, examples, arguments.on_bad_image)
+        pictures = arguments.overlays if accelerator.is_main_process else 0
+        return Scored(
+            examples,
+            DetectionEvaluation(names, decode, processor, pictures),
+            "image-segmentation" if model.has_masks else "object-detection",
+            merge=partial(padded_batch, size_divisor=model.config.size_divisor),
+            protocol={"labels": how, "scored": "boxes and masks" if masks else "boxes"},
+            identity={"categories": list(map(str, examples.categories.ids)), "bbox_format": arguments.bbox_format},
+        )
+
+
+TASKS: list[EvaluatedTask] = [ImageClassification(), SemanticSegmentation(), ObjectDetection()]
 
 
 def task_of(class_name: str, path: str) -> EvaluatedTask:
@@ -123,8 +185,10 @@ def task_of(class_name: str, path: str) -> EvaluatedTask:
     for task in TASKS:
         if class_name.endswith(task.class_suffix):
             return task
-    known = ", ".join(f"...{task.class_suffix}" for task in TASKS)
-    raise ValueError(f"{path} is a {class_name or 'model of unknown class'}; expected one of: {known}.")
+    raise ValueError(
+        f"{path} is a {class_name or 'model of unknown class'}, without a head for one of: "
+        f"{', '.join(task.name for task in TASKS)}."
+    )
 
 
 def check_flags(task: EvaluatedTask, arguments: EvaluationArguments) -> None:
@@ -132,7 +196,7 @@ def check_flags(task: EvaluatedTask, arguments: EvaluationArguments) -> None:
     for other in TASKS:
         for name in sorted(other.flags - task.flags):
             if getattr(arguments, name):
-                raise ValueError(f"--{name} is for {other.pipeline_tag}, and the model is for {task.pipeline_tag}.")
+                raise ValueError(f"--{name} is for {other.name}, and the model is for {task.name}.")
 
 
 def card_metrics(task: EvaluatedTask, metrics: dict[str, Any]) -> list[tuple[str, str, float]]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .annotated_images import AnnotationArguments
+from .annotations import BoxFormat
 from .arguments import FILES, DataArguments, flag
 
 
@@ -25,7 +27,9 @@ class EvaluationArguments:
         "files' names, with `file label` per line, or Kaggle's LOC_val_solution.csv. A label is a WordNet id, a name, "
         "or a number from 0 in the order of the model's labels."
     )
-    validation_annotations: str | None = flag("COCO's JSON file, for detection.")
+    validation_annotations: str | None = flag(
+        "For detection, COCO's JSON; default: annotations.json or _annotations.coco.json in --validation_dir."
+    )
     validation_files: list[str] | None = flag(
         "CSV files, image,label[,split] or image,mask[,split]; or parquet files. Quoted * are expanded."
     )
@@ -36,6 +40,9 @@ class EvaluationArguments:
     image_column: str | None = flag("Column of the images; default: the only one that holds images.")
     label_column: str | None = flag('Column of the labels; default: the only one of class labels, "label" or "cls".')
     mask_column: str | None = flag('Column of the label maps; default: "annotation", "mask", "label", ...')
+    objects_column: str | None = flag('Column of the objects; default: "objects".')
+    bbox_format: BoxFormat = flag("What the four numbers of a box are; COCO's is xywh, in pixels.", "xywh")
+    with_masks: bool | None = flag("Whether masks are scored, too; default: where the model has them.")
     labels_by_number: bool = flag("The data's labels, in their order, are the model's under other names.", False)
     labels: str | None = flag(
         'What pixel values mean: a JSON file {"<pixel value>": name, ...}, or "ade20k"; default: labels.json beside '
@@ -92,6 +99,14 @@ class EvaluationArguments:
             validation_files=self.validation_files,
             image_column=self.image_column,
             on_bad_image=self.on_bad_image,
+        )
+
+    def annotations(self) -> AnnotationArguments:
+        """Where the objects are."""
+        return AnnotationArguments(
+            validation_annotations=self.validation_annotations,
+            objects_column=self.objects_column or "objects",
+            bbox_format=self.bbox_format,
         )
 
     def name_of_data(self) -> str:

@@ -8,6 +8,10 @@ import datasets
 from accelerate import Accelerator
 
 from . import sources
+from .annotated_images import Rows as AnnotatedRows
+from .annotated_images import open_share
+from .annotations import Categories
+from .coco_json import CocoImages, in_order_of
 from .evaluation_arguments import EvaluationArguments
 from .flat_files import flat_files
 from .label_maps import open_split
@@ -54,7 +58,9 @@ def classified(arguments: EvaluationArguments, names: Sequence[str]) -> tuple[Fi
         labelled = open_files(data, arguments.label_column, "validation")
     if labelled is not None:
         check_order(labelled)
-        numbers, how = match_labels({label for _, label in labelled}, names, by_number)
+        found = {label for _, label in labelled}
+        ordered = sorted(found, key=int if all(map(str.isdecimal, found)) else None)
+        numbers, how = match_labels(ordered, names, by_number)
         return Files(labelled, MatchedLabels(names, numbers)), how
     rows: Any = sources.open_split(data, training=False)
     if rows is None:
@@ -100,6 +106,25 @@ def segmented(
         raise ValueError("nothing names the pixel values of the masks; say in labels.json beside the data, or with "
                          "--labels, what each means.")  # fmt: skip
     return examples, labels, how
+
+
+def annotated(arguments: EvaluationArguments, names: Sequence[str]) -> tuple[CocoImages | AnnotatedRows, str]:
+    """Images with objects, whose categories are the model's labels, and how they were matched.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no data, or a category that is none of the model's labels.
+    """
+    opened = open_share(arguments.data(), arguments.annotations(), training=False)
+    if opened is None:
+        raise ValueError(NO_DATA)
+    examples, own = opened
+    if arguments.labels_by_number:
+        if len(own.names) != len(names):
+            raise ValueError(f"--labels_by_number: the data has {len(own.names)} labels, the model {len(names)}.")
+        examples.categories = Categories(names, own.ids)
+        return examples, "by their order"
+    examples.categories = in_order_of(Categories(names), own, "the data")
+    return examples, "by name"
 
 
 def _in_order_of(names: Sequence[str], labels: LabelValues) -> LabelValues:

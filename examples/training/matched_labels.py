@@ -21,13 +21,13 @@ def wordnet_ids() -> list[str]:
     return Path(__file__).with_name("wordnet_ids.txt").read_text().split()
 
 
-def match_labels(found: Collection[str], names: Sequence[str], by_number: bool = False) -> tuple[dict[str, int], str]:
+def match_labels(found: Sequence[str], names: Sequence[str], by_number: bool = False) -> tuple[dict[str, int], str]:
     """The model's number of each label that was found, and how they were matched.
 
     Args:
-        found: labels of the data: names, WordNet ids or numbers from 0, as text.
+        found: labels of the data, each once, in their order: names, WordNet ids or numbers from 0, as text.
         names: the model's labels.
-        by_number: the data's labels, sorted, are the model's under other names.
+        by_number: the data's labels, in their order, are the model's under other names.
 
     Raises:
         ValueError: a label that is none of the model's, or may be several.
@@ -38,9 +38,7 @@ def match_labels(found: Collection[str], names: Sequence[str], by_number: bool =
     if by_number:
         if len(found) != len(names):
             raise ValueError(f"--labels_by_number: the data has {len(found):,} labels, the model {len(names):,}.")
-        numeric = all(label.isdecimal() for label in found)
-        ordered = sorted(found, key=int) if numeric else sorted(found)
-        return {label: number for number, label in enumerate(ordered)}, "by their order"
+        return {label: number for number, label in enumerate(found)}, "by their order"
     if {*found} <= {*names}:
         return {label: names.index(label) for label in found}, "by name"
     if all(label.isdecimal() for label in found):
