@@ -105,10 +105,10 @@ def job_of(model: PreTrainedModel, processor: BaseImageProcessor, examples: Any,
     if hasattr(whole, "rows"):  # of a data set with columns, which has a name for what it holds
         samples = str(whole.rows._fingerprint)
     else:
-        samples = hashlib.sha256("\n".join(_plain(whole[i]) for i in range(len(whole))).encode()).hexdigest()
+        samples = hashlib.sha256("\n".join(_plain(whole[i]) for i in range(len(whole))).encode()).hexdigest()[:16]
     return {
-        "weights": weights.hexdigest(),
-        "processor": hashlib.sha256(processor.to_json_string().encode()).hexdigest(),
+        "weights": weights.hexdigest()[:16],
+        "processor": hashlib.sha256(processor.to_json_string().encode()).hexdigest()[:16],
         "samples": samples,
         "samples_evaluated": units.samples,
         "unit_size": units.size,
@@ -135,11 +135,9 @@ def measure(scored: Scored, units: Units, model: PreTrainedModel, arguments: Any
     samples = EvaluationSamples(load, len(scored.examples), arguments.on_bad_image)
     workers = arguments.dataloader_num_workers
     workers = share_of_cores() if workers is None else workers
-    batches = iter(
-        loader(samples, workers, scored.merge, batch_sampler=[batch for plan in plans.values() for batch in plan])
-    )
-    images = sum(len(batch) for plan in plans.values() for batch in plan)
-    with tqdm(total=images, unit="image", disable=not accelerator.is_local_main_process) as bar:
+    planned = [batch for plan in plans.values() for batch in plan]
+    batches = iter(loader(samples, workers, scored.merge, batch_sampler=planned))
+    with tqdm(total=sum(map(len, planned)), unit="image", disable=not accelerator.is_local_main_process) as bar:
         for unit, plan in plans.items():
             evidence: Evidence | None = None
             examples, bad = 0, {}
