@@ -14,6 +14,7 @@ from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_pvt.detection.coco_masks import draw_mask, encode_mask
+from hf_pvt.detection.image_processing_detection import PvtDetectionImageProcessor
 from hf_pvt.image_inputs import image_size
 from hf_pvt.metrics import CocoAveragePrecision
 
@@ -61,7 +62,9 @@ class DetectionEvaluation(Evaluation):
     def __init__(self, names: Sequence[str], decode: Decoder, processor: BaseImageProcessor, overlays: int = 0) -> None:
         super().__init__(CocoAveragePrecision(names, decode.with_masks), DetectionView(decode, processor))
         self.names, self.with_masks = list(names), decode.with_masks
-        self.post_process = processor.post_process_object_detection
+        # Ours have left out what is unlikely, as published; of others all counts.
+        least = {} if isinstance(processor, PvtDetectionImageProcessor) else {"threshold": 0.0}
+        self.post_process = partial(processor.post_process_object_detection, **least)
         if decode.with_masks:
             self.post_process = partial(processor.post_process_instance_segmentation, return_coco_annotation=True)
         self.overlays = DetectionOverlays(names, processor, overlays)

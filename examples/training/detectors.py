@@ -1,9 +1,10 @@
-"""The detector to train: a published one on a pyramid, with fresh heads or a checkpoint's, and the data's labels."""
+"""The detector to train, on a pyramid: with fresh heads, or a checkpoint's where the data's labels are the same."""
 
 import copy
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from hf_pvt.variants import variant_of
 
 from .models import check_path
 from .order import Purpose, derived_seed
+from .query_detectors import STAGES, query_detector
 
 logger = get_logger(__name__)
 
 # The layers that know the labels; where a box's deltas are of each label, these too.
-LABELLED = re.compile(r"(^|\.)(retina_cls|fc_cls|fc_reg|conv_logits)\.(weight|bias)$")
+LABELLED = re.compile(
+    r"(^|\.)(retina_cls|fc_cls|fc_reg|conv_logits|class_labels_classifier|class_embed(\.\d+)?)\.(weight|bias)$"
+)
 
 
 def open_detector(
@@ -33,7 +37,7 @@ def open_detector(
     Args:
         start: a detector: a Hub id, a folder, or a published .pth or .safetensors. Where its labels are others, the
             layers that know them are fresh.
-        architecture: in place of `start`, such as "retinanet", with fresh heads,
+        architecture: in place of `start`, with fresh heads: "retinanet", "mask_rcnn" or one of Transformers' `STAGES`,
         backbone: on these weights: a Hub id, a folder, a published file; or a variant's name, which is from scratch.
         seed: all fresh weights follow from it.
         fields: of the configuration, its own or its backbone's, where they are not None. The default of
@@ -51,6 +55,8 @@ def open_detector(
     if start is not None:
         check_path(start)
         return with_labels(_opened(start, fields), labels, start)
+    if architecture in STAGES:
+        return with_queries(str(architecture), str(backbone), labels, fields)
     if backbone in hf_pvt.VARIANTS:
         return DETECTORS[str(architecture)](
             hf_pvt.detector_config(str(architecture), str(backbone), **labels, **fields)
@@ -58,7 +64,7 @@ def open_detector(
     return on_backbone(str(architecture), str(backbone), labels, fields)
 
 
-def _opened(start: str, fields: dict[str, Any]) -> Detector:
+def _opened(start: str, fields: dict[str, Any]) -> PreTrainedModel:
     """A saved or published detector.
 
     Raises:
@@ -68,13 +74,13 @@ def _opened(start: str, fields: dict[str, Any]) -> Detector:
     if Path(start).is_file():
         model = hf_pvt.load_original(start, **fields)
     else:
-        if not isinstance(AutoConfig.from_pretrained(start), tuple(cls.config_class for cls in DETECTORS.values())):
+        if AutoConfig.from_pretrained(start).model_type not in {*DETECTORS, *STAGES}:
             raise ValueError(no_detector(start))
         model, report = AutoModelForObjectDetection.from_pretrained(
             start, dtype=torch.float32, output_loading_info=True, **fields
         )
         missing = report["missing_keys"]
-    if not isinstance(model, Detector):
+    if model.config.model_type not in {*DETECTORS, *STAGES}:
         raise ValueError(no_detector(start))
     if missing:
         raise ValueError(f"{start} cannot start a {type(model).__name__}: it has no {', '.join(sorted(missing)[:4])}.")
@@ -85,7 +91,7 @@ def no_detector(start: str) -> str:
     return f"{start} has no detector's heads; give it as --from_backbone, with --architecture."
 
 
-def with_labels(model: Detector, labels: dict[str, Any], start: str) -> Detector:
+def with_labels(model: PreTrainedModel, labels: dict[str, Any], start: str) -> PreTrainedModel:
     """The model, or where its labels are others a new one with its weights but those that know the labels."""
     have, names = list(model.config.id2label.values()), list(labels["id2label"].values())
     if have == names:
@@ -100,18 +106,12 @@ def with_labels(model: Detector, labels: dict[str, Any], start: str) -> Detector
 
 
 def on_backbone(architecture: str, start: str, labels: dict[str, Any], fields: dict[str, Any]) -> Detector:
-    """A detector with fresh heads on the weights of a pyramid.
+    """A published detector with fresh heads on the weights of a pyramid.
 
     Raises ValueError where the checkpoint lacks some.
     """
-    check_path(start)
     num_channels = fields.pop("num_channels", None)
-    with tempfile.TemporaryDirectory() as folder:
-        path = start
-        if Path(start).is_file():
-            original = hf_pvt.load_original(start)
-            getattr(original, "backbone", original).save_pretrained(folder)
-            path = folder
+    with as_folder(start) as path:
         config = AutoConfig.from_pretrained(path)
         variant = variant_of(config.model_type, config.to_dict())
         if variant is not None:
@@ -122,3 +122,26 @@ def on_backbone(architecture: str, start: str, labels: dict[str, Any], fields: d
         model.backbone.set_num_channels(num_channels)  # the detector has the configuration in common
     logger.info(f"neck and heads are new; the backbone's weights are {start}'s")
     return model
+
+
+def with_queries(architecture: str, start: str, labels: dict[str, Any], fields: dict[str, Any]) -> PreTrainedModel:
+    """One of Transformers' detectors on a pyramid, from scratch or on a checkpoint's weights."""
+    if fields.pop("with_masks", False):
+        raise ValueError(f"{architecture} has no masks; leave --with_masks out, or take --architecture mask_rcnn.")
+    if start in hf_pvt.VARIANTS:
+        return query_detector(architecture, hf_pvt.variant_config(start, **fields), None, labels)
+    with as_folder(start) as path:
+        return query_detector(architecture, AutoConfig.from_pretrained(path, **fields), path, labels)
+
+
+@contextmanager
+def as_folder(start: str) -> Iterator[str]:
+    """A Hub id or a folder as it is; of a published file a folder with the pyramid, while the context lasts."""
+    check_path(start)
+    if not Path(start).is_file():
+        yield start
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        original = hf_pvt.load_original(start)
+        getattr(original, "backbone", original).save_pretrained(folder)
+        yield folder
