@@ -49,6 +49,8 @@ import hf_pvt
 
 logger = get_logger(__name__)
 
+MOST_LABELS = 8  # whose scores are printed one by one
+
 
 def start(arguments: EvaluationArguments) -> Accelerator:
     """This process's accelerator; processes wait for each other's last unit."""
@@ -203,6 +205,10 @@ def report(
     print(f"{task.name}, {path_name(str(arguments.model_name_or_path))}, on {of} of {data}:")
     for name, value in numbers_of(metrics).items():
         print(f"  {name} {value:.4f}{f' ({remarks[name]})' if name in remarks else ''}")
+    for name, values in metrics.items():
+        if isinstance(values, list) and 1 < len(values) <= MOST_LABELS:
+            labels = zip(scored.evaluation.names, values, strict=True)
+            print(f"  {name}: {', '.join(f'{label} {value:.4f}' for label, value in labels)}")
     print(f"protocol: {'; '.join(f'{key}: {value}' for key, value in protocol.items())}")
     if bad:
         print(f"{len(bad):,} bad images were skipped:", *(f"  {file} {why}" for file, why in bad.items()), sep="\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import embed_images
+import evaluate_model
 import numpy as np
 import pytest
 import reference
@@ -21,6 +22,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from training.arguments import DataArguments, OptimizationArguments, RunArguments, parse
+from training.evaluation_arguments import EvaluationArguments, named_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "examples" / "README.md").read_text()
@@ -32,6 +34,7 @@ FLAGS = {
     "run_image_classification": (*SHARED, run_image_classification.ClassificationArguments),
     "run_semantic_segmentation": (*SHARED, run_semantic_segmentation.SegmentationArguments),
     "embed_images": (embed_images.Arguments,),
+    "evaluate_model": (EvaluationArguments,),
 }
 # What makes a command of the guide a matter of seconds.
 SMALL = {
@@ -49,10 +52,14 @@ def split(block: str) -> tuple[list[str], str, list[str]]:
     return words[:place], Path(words[place]).stem, words[place + 1 :]
 
 
+MEDICAL = README[README.index("### Medical images") : README.index("## Evaluate")]  # run by test_medical_guide.py
 COMMANDS = [block for block in BLOCKS if ".py" in block]
 # The front page has the same in short.
 FRONT_PAGE = re.findall(
     r"^(?:accelerate launch|python) examples/run_(?:.*\\\n)*.*\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE
+)
+MEASURE = re.findall(
+    r"^python examples/evaluate_model(?:.*\\\n)*.*\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE
 )
 # So have the model cards, all from one template.
 CARDS = [
@@ -62,14 +69,24 @@ CARDS = [
 ]
 
 
-@pytest.mark.parametrize("block", [*COMMANDS, *FRONT_PAGE, *CARDS], ids=lambda block: "-".join(split(block)[1:2]))
+@pytest.mark.parametrize(
+    "block", [*COMMANDS, *FRONT_PAGE, *MEASURE, *CARDS], ids=lambda block: "-".join(split(block)[1:2])
+)
 def test_flags_and_files(block: str) -> None:
     """All commands, GPUs or not: the scripts know the flags, the launcher's files are there."""
     launcher, script, flags = split(block)
-    parse(*FLAGS[script], description="", argv=flags)
+    parse(*FLAGS[script], description="", argv=named_model(flags))
     assert launcher[0] in ("python", "accelerate", "torchrun", "sbatch")
     for word in launcher:
         assert not word.startswith("examples/") or (ROOT / word).is_file()
+
+
+def test_commands_that_measure() -> None:
+    """One for each benchmark, and each goes on to its data: there is none here."""
+    assert len(MEASURE) == 3
+    for block in MEASURE:
+        with pytest.raises(FileNotFoundError, match="there is no file or folder .*pth to start from"):
+            evaluate_model.main(split(block)[2])
 
 
 @pytest.fixture
@@ -96,7 +113,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that need no GPU, in their order; the first as a process of its own, with the configuration for a CPU."""
-    run = [split(block) for block in COMMANDS if not block.startswith(GPU)]
+    run = [split(block) for block in COMMANDS if not block.startswith(GPU) and block not in MEDICAL]
     assert [script for _, script, _ in run] == list(SMALL)
     assert [split(block)[2][:4] for block in FRONT_PAGE] == [flags[:4] for _, _, flags in run[:2]]
     for number, (_, script, flags) in enumerate(run):

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.detection.modeling_detector import Detector
+from hf_pvt.image_processing_pvt import channels_of
 from hf_pvt.segmentation_inference import SCALES
 
 from .annotation_census import check_annotations
@@ -154,21 +154,20 @@ class ObjectDetection(EvaluatedTask):
         processor: BaseImageProcessor,
         accelerator: Accelerator,
     ) -> Scored:
-        if not isinstance(model, Detector):
-            raise ValueError(f"the model is a {type(model).__name__}; expected one of hf_pvt's detectors.")
         names = label_names(model)
         examples, how = annotated(arguments, names)
-        masks = model.has_masks if arguments.with_masks is None else arguments.with_masks
-        if masks and not model.has_masks:
+        has_masks = getattr(model, "has_masks", False)  # Transformers' own detectors have boxes alone
+        masks = has_masks if arguments.with_masks is None else arguments.with_masks
+        if masks and not has_masks:
             raise ValueError("--with_masks: the model has boxes alone; leave it out.")
-        decode = Decoder(masks, arguments.bbox_format, model.config.num_channels)
+        decode = Decoder(masks, arguments.bbox_format, channels_of(processor.image_mean, processor.image_std))
         check_annotations(accelerator, decode, names, None, examples, arguments.on_bad_image)
         pictures = arguments.overlays if accelerator.is_main_process else 0
         return Scored(
             examples,
             DetectionEvaluation(names, decode, processor, pictures),
-            "image-segmentation" if model.has_masks else "object-detection",
-            merge=partial(padded_batch, size_divisor=model.config.size_divisor),
+            "image-segmentation" if has_masks else "object-detection",
+            merge=partial(padded_batch, size_divisor=getattr(model.config, "size_divisor", 1)),
             protocol={"labels": how, "scored": "boxes and masks" if masks else "boxes"},
             identity={"categories": list(map(str, examples.categories.ids)), "bbox_format": arguments.bbox_format},
         )
