@@ -11,6 +11,7 @@ import run_object_detection
 import torch
 from classification_runs import reset
 from classification_runs import results as results_of
+from detection_reference import Recorded
 from evaluation_runs import evaluate, flags, launch
 from families import PVT_V2
 from PIL import Image, ImageDraw
@@ -126,3 +127,25 @@ def test_categories_are_matched_by_name(trained: Path, data: Path, tmp_path: Pat
     (folder / "annotations.json").write_text(json.dumps(content))
     found = evaluate(trained / "model", tmp_path / "out", validation_dir=folder)
     assert found["metrics"] == results_of(trained)["metrics"]
+
+
+def test_published_checkpoint_is_its_folder(tmp_path: Path) -> None:
+    """With COCO's category ids, which leave numbers out, and a model of all 80 labels on data that has one."""
+    model = Recorded("retinanet", "pvt_v2_b0").model(tmp_path / "retinanet.pth")
+    (tmp_path / "val2017").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)).save(
+        tmp_path / "val2017" / "1.png"
+    )
+    names = hf_pvt.coco_id2label().values()
+    categories = [{"id": i, "name": name} for i, name in zip(hf_pvt.coco_category_ids(), names, strict=True)]
+    annotations = [{"id": 1, "image_id": 1, "bbox": [0, 0, 50, 30], "category_id": 90, "iscrowd": 0, "area": 1500}]
+    images = [{"id": 1, "file_name": "1.png", "height": 30, "width": 50}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    model.save_pretrained(tmp_path / "converted")
+    hf_pvt.detection_image_processor().save_pretrained(tmp_path / "converted")
+    values = {"validation_dir": tmp_path / "val2017", "validation_annotations": tmp_path / "instances.json"}
+    found = [evaluate(tmp_path / name, tmp_path / f"out-{name}", **values) for name in ("retinanet.pth", "converted")]
+    assert found[0]["metrics"] == found[1]["metrics"] and found[0]["metrics"]["examples"] == 1
+    assert found[0]["metrics"]["remarks"]["box_ap"].startswith("over 1 of 80 labels, without person, bicycle")
+    assert found[0]["protocol"]["images"] == "shorter side 800, longer at most 1333, multiples of 32, bilinear"

@@ -124,6 +124,8 @@ def test_killed_and_started_again(processes: int, trained: Path, data: Path, tmp
     again = launch(arguments, 3 - processes)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("on 201 images of") == 1
+    if processes == 1:
+        assert len(before) == 3 and "80/80" in again.stderr  # half of what was left, for each of two
     same_metrics(tmp_path / "out", trained)
     after = units(tmp_path / "out")
     assert len(after) == 11 and {name: after[name] for name in before} == before
@@ -270,6 +272,35 @@ def test_published_checkpoint_is_its_folder(
     assert found[0]["protocol"] == {
         "images": "shorter side 256, bicubic, centre crop 224x224", "labels": "by WordNet id", "precision": "float32"
     }  # fmt: skip
+
+
+def test_published_segmenter(tmp_path: Path) -> None:
+    """On ADE20K's layout, as the README has it."""
+    torch.save(reference.segmentation_checkpoint("pvt-v2-b0"), tmp_path / "fpn.pth")
+    generator = np.random.default_rng(0)
+    files = []
+    for number, size in enumerate([(40, 60), (52, 40)]):
+        image, mask = (f"{part}/validation/{number}.png" for part in ("images", "annotations"))
+        pixels, values = generator.integers(0, 256, (*size, 3)), generator.integers(0, 151, size)
+        segmentation_runs.write_png(tmp_path / "ade" / image, pixels.astype(np.uint8))
+        segmentation_runs.write_png(tmp_path / "ade" / mask, values.astype(np.uint8))
+        files.append((tmp_path / "ade" / image, values))
+    words = {"validation_dir": tmp_path / "ade", "labels": "ade20k", "reduce_labels": True}
+    found = evaluate(tmp_path / "fpn.pth", tmp_path / "out", **words)
+    model = hf_pvt.load_original(tmp_path / "fpn.pth").eval()
+    processor = hf_pvt.segmentation_image_processor(published_resampling=True)
+    hits = labelled = 0
+    for image, values in files:
+        with torch.no_grad():
+            outputs = model(**processor(Image.open(image), return_tensors="pt"))
+        predicted = processor.post_process_semantic_segmentation(outputs, [values.shape])[0].numpy()
+        hits += int((predicted == values - 1)[values > 0].sum())
+        labelled += int((values > 0).sum())
+    assert 0 < found["metrics"]["overall_accuracy"] == pytest.approx(hits / labelled, abs=1e-12)
+    assert found["protocol"]["images"] == (
+        "shorter side 512, longer at most 2048, multiples of 32, bilinear, without antialiasing"
+    )
+    assert found["protocol"]["labels"] == "by name, of the pixel values 1 to 150"
 
 
 @pytest.mark.parametrize("kind", ["ids", "names", "kaggle", "pairs"])

@@ -55,13 +55,15 @@ def test_beside_what_is_reported(model: Path) -> None:
 
 
 def test_other_measurements_stay(model: Path) -> None:
-    """A part of the data, another split and another protocol are other results."""
+    """A part of the data, another split, another protocol and what others measured are other results."""
     other = measured()
     other["dataset"]["args"]["protocol"] = "centre crop 384x384"
-    for result in (measured(), measured(examples="1,000 of 50,000 images"), measured(split="test"), other, measured()):
+    theirs = measured(0.7) | {"source": {"name": "somebody else", "url": "https://example.org"}}
+    part = measured(examples="1,000 of 50,000 images")
+    for result in (theirs, part, measured(split="test"), other, measured(), measured()):
         write_to_card(str(model), result, "image-classification")
     results = metadata_load(model / "README.md")["model-index"][0]["results"]
-    assert len(results) == 5
+    assert len(results) == 6 and results[1] == theirs
     assert results[2]["dataset"]["name"] == "ILSVRC/imagenet-1k (1,000 of 50,000 images)"
 
 
