@@ -16,7 +16,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -200,23 +200,20 @@ def report(
     examples, bad, evidence = units.total()
     units.tidy()
     metrics = scores_of_all(scored.evaluation, evidence, examples)
-    data, remarks = arguments.name_of_data(), metrics["remarks"]
-    of = f"{examples:,} of {total:,} images" if examples != total else f"{examples:,} images"
-    print(f"{task.name}, {path_name(str(arguments.model_name_or_path))}, on {of} of {data}:")
-    for name, value in numbers_of(metrics).items():
-        print(f"  {name} {value:.4f}{f' ({remarks[name]})' if name in remarks else ''}")
-    for name, values in metrics.items():
-        if isinstance(values, list) and 1 < len(values) <= MOST_LABELS:
-            labels = zip(scored.evaluation.names, values, strict=True)
-            print(f"  {name}: {', '.join(f'{label} {value:.4f}' for label, value in labels)}")
-    print(f"protocol: {'; '.join(f'{key}: {value}' for key, value in protocol.items())}")
+    data, model = arguments.name_of_data(), str(arguments.model_name_or_path)
+    measured_on = f"{examples:,} of {total:,} images" if examples != total else f"{examples:,} images"
+    settings = "; ".join(f"{key}: {value}" for key, value in protocol.items())
+    print(f"{task.name}, {path_name(model)}, on {measured_on} of {data}:", *lines_of(metrics, scored), sep="\n  ")
+    print(f"protocol: {settings}")
     if bad:
-        print(f"{len(bad):,} bad images were skipped:", *(f"  {file} {why}" for file, why in bad.items()), sep="\n")
+        print(
+            f"{len(bad):,} bad images were skipped:", *(f"{file} {reason}" for file, reason in bad.items()), sep="\n  "
+        )
     results = {
         "task": task.name,
-        "model": arguments.model_name_or_path,
+        "model": model,
         "data": data,
-        "measured_on": of,
+        "measured_on": measured_on,
         "metrics": metrics,
         "protocol": protocol,
         "bad_images": bad,
@@ -227,12 +224,22 @@ def report(
     write_results(units.folder, results)
     print(f"written to {units.folder / 'results.json'}")
     if arguments.write_to_card:
-        hub = arguments.dataset_name is not None
-        place = {"name": data, "split": arguments.split if hub else None, "config": arguments.dataset_config_name}
-        named = card_metrics(task, metrics)
-        settings = "; ".join(f"{key}: {value}" for key, value in protocol.items())
-        entry = measured_result(scored.pipeline_tag, place, named, of, settings, without_paths(words))
-        print(f"written to {write_to_card(str(arguments.model_name_or_path), entry, scored.pipeline_tag)}")
+        place = {"name": data, "config": arguments.dataset_config_name}
+        place["split"] = arguments.data().validation_split if arguments.dataset_name else None
+        found = card_metrics(task, metrics)
+        entry = measured_result(scored.pipeline_tag, place, found, measured_on, settings, without_paths(words))
+        print(f"written to {write_to_card(model, entry, scored.pipeline_tag)}")
+
+
+def lines_of(metrics: dict[str, Any], scored: Scored) -> Iterator[str]:
+    """The scores, and of a few labels those of each."""
+    remarks = metrics["remarks"]
+    for name, value in numbers_of(metrics).items():
+        yield f"{name} {value:.4f}{f' ({remarks[name]})' if name in remarks else ''}"
+    for name, values in metrics.items():
+        if isinstance(values, list) and len(values) <= MOST_LABELS:
+            labels = zip(scored.evaluation.names, values, strict=True)
+            yield f"{name}: {', '.join(f'{label} {value:.4f}' for label, value in labels)}"
 
 
 def path_name(word: str) -> str:

@@ -269,9 +269,9 @@ def test_published_checkpoint_is_its_folder(
     ]
     assert found[0]["metrics"] == found[1]["metrics"]
     assert found[0]["metrics"]["top1_accuracy"] == pytest.approx(5 / 6)
-    assert found[0]["protocol"] == {
-        "images": "shorter side 256, bicubic, centre crop 224x224", "labels": "by WordNet id", "precision": "float32"
-    }  # fmt: skip
+    assert found[0]["protocol"]["images"] == "shorter side 256, bicubic, centre crop 224x224"
+    labels = len(list((tmp_path / "val").iterdir()))
+    assert found[0]["protocol"]["labels"] == f"by WordNet id, {labels} of the model's 1,000"
 
 
 def test_published_segmenter(tmp_path: Path) -> None:
@@ -338,6 +338,7 @@ def test_columns(trained: Path, data: Path, tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "val.parquet")
     found = evaluate(trained / "model", tmp_path / "out", validation_files=tmp_path / "val.parquet")
     assert found["metrics"] == results_of_training(trained)
+    assert evaluate(trained / "model", tmp_path / "out", validation_files=tmp_path / "val.parquet") == found  # goes on
     by_number = {"validation_files": tmp_path / "val.parquet", "labels_by_number": True}
     assert evaluate(trained / "model", tmp_path / "other", **by_number)["metrics"] != found["metrics"]
 
@@ -385,6 +386,7 @@ ERRORS: dict[str, tuple[str | None, dict[str, Any], str]] = {
     "limit": ("model", {"limit": 0}, "--limit is 0, expected at least 1"),
     "flag of segmentation": ("model", {"sliding_window": 64}, "--sliding_window is for semantic segmentation, and"),
     "protocols": ("model", {"sliding_window": 64, "multi_scale": True}, "are two protocols; choose one"),
+    "split": ("model", {"split": "test"}, "--split needs --dataset_name"),
     "labels without folder": (
         "model", {"validation_dir": None, "validation_files": "a.csv", "validation_labels": "b"},
         "--validation_labels needs --validation_dir",

@@ -138,6 +138,25 @@ def test_order_of_the_ground_truth() -> None:
 
 
 @pytest.mark.parametrize(
+    "lines",
+    [
+        "c\na\nb\n",
+        "2.png a\nval/3.png b\n1.png c\n",
+        "3 b\n\n1 c\n2 a",
+        "ImageId,PredictionString\n2,a 1 2 3 4\n1,c\n3,b 5\n",
+    ],
+    ids=["in order", "files", "stems", "Kaggle"],
+)
+def test_flat_files(lines: str, tmp_path: Path) -> None:
+    """The labels may lie beside the images."""
+    for number in (3, 1, 2):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    (tmp_path / "labels.txt").write_text(lines)
+    found = flat_files(str(tmp_path), str(tmp_path / "labels.txt"))
+    assert [(file.name, label) for file, label in found] == [("1.png", "c"), ("2.png", "a"), ("3.png", "b")]
+
+
+@pytest.mark.parametrize(
     ("lines", "sentence"),
     [
         ("a\nb", "has 2 labels, and "),

@@ -132,7 +132,7 @@ class SemanticSegmentation(EvaluatedTask):
 class ObjectDetection(EvaluatedTask):
     name, class_suffix = "detection", ("ForObjectDetection", "ForInstanceSegmentation")
     auto_class = AutoModelForObjectDetection
-    flags = frozenset({"validation_annotations", "objects_column", "with_masks", "overlays"})
+    flags = frozenset({"validation_annotations", "objects_column", "bbox_format", "with_masks", "overlays"})
     metrics = {
         "box_ap": ("mean_average_precision", "box AP"),
         "box_ap50": ("mean_average_precision", "box AP50"),
@@ -160,7 +160,8 @@ class ObjectDetection(EvaluatedTask):
         masks = has_masks if arguments.with_masks is None else arguments.with_masks
         if masks and not has_masks:
             raise ValueError("--with_masks: the model has boxes alone; leave it out.")
-        decode = Decoder(masks, arguments.bbox_format, channels_of(processor.image_mean, processor.image_std))
+        annotations = arguments.annotations()
+        decode = Decoder(masks, annotations.bbox_format, channels_of(processor.image_mean, processor.image_std))
         check_annotations(accelerator, decode, names, None, examples, arguments.on_bad_image)
         pictures = arguments.overlays if accelerator.is_main_process else 0
         return Scored(
@@ -169,7 +170,7 @@ class ObjectDetection(EvaluatedTask):
             "image-segmentation" if has_masks else "object-detection",
             merge=partial(padded_batch, size_divisor=getattr(model.config, "size_divisor", 1)),
             protocol={"labels": how, "scored": "boxes and masks" if masks else "boxes"},
-            identity={"categories": list(map(str, examples.categories.ids)), "bbox_format": arguments.bbox_format},
+            identity={"categories": list(map(str, examples.categories.ids)), "bbox_format": annotations.bbox_format},
         )
 
 

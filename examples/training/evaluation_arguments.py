@@ -35,13 +35,13 @@ class EvaluationArguments:
     )
     dataset_name: str | None = flag("A data set of the Hub.")
     dataset_config_name: str | None = flag("Its configuration.")
-    split: str = flag("Its split.", "validation")
+    split: str | None = flag("Its split; default: validation.")
     data_name: str | None = flag("What to call the data in results and cards; default: its id, or its folder's name.")
     image_column: str | None = flag("Column of the images; default: the only one that holds images.")
     label_column: str | None = flag('Column of the labels; default: the only one of class labels, "label" or "cls".')
     mask_column: str | None = flag('Column of the label maps; default: "annotation", "mask", "label", ...')
     objects_column: str | None = flag('Column of the objects; default: "objects".')
-    bbox_format: BoxFormat = flag("What the four numbers of a box are; COCO's is xywh, in pixels.", "xywh")
+    bbox_format: BoxFormat | None = flag("What the four numbers of a box are; default: COCO's xywh, in pixels.")
     with_masks: bool | None = flag("Whether masks are scored, too; default: where the model has them.")
     labels_by_number: bool = flag("The data's labels, in their order, are the model's under other names.", False)
     labels: str | None = flag(
@@ -82,6 +82,9 @@ class EvaluationArguments:
         for name in ("validation_labels", "validation_annotations"):
             if getattr(self, name) and not self.validation_dir:
                 raise ValueError(f"--{name} needs --validation_dir, the folder of the images.")
+        for name in ("dataset_config_name", "split"):
+            if getattr(self, name) and not self.dataset_name:
+                raise ValueError(f"--{name} needs --dataset_name; files and folders are taken whole.")
         for name in ("limit", "batch_size", "unit_size", "sliding_window"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -94,7 +97,7 @@ class EvaluationArguments:
         return DataArguments(
             dataset_name=self.dataset_name,
             dataset_config_name=self.dataset_config_name,
-            validation_split=self.split,
+            validation_split=self.split or "validation",
             validation_dir=self.validation_dir,
             validation_files=self.validation_files,
             image_column=self.image_column,
@@ -106,7 +109,7 @@ class EvaluationArguments:
         return AnnotationArguments(
             validation_annotations=self.validation_annotations,
             objects_column=self.objects_column or "objects",
-            bbox_format=self.bbox_format,
+            bbox_format=self.bbox_format or "xywh",
         )
 
     def name_of_data(self) -> str:

@@ -61,6 +61,8 @@ def classified(arguments: EvaluationArguments, names: Sequence[str]) -> tuple[Fi
         found = {label for _, label in labelled}
         ordered = sorted(found, key=int if all(map(str.isdecimal, found)) else None)
         numbers, how = match_labels(ordered, names, by_number)
+        if len(found) < len(names):
+            how += f", {len(found):,} of the model's {len(names):,}"
         return Files(labelled, MatchedLabels(names, numbers)), how
     rows: Any = sources.open_split(data, training=False)
     if rows is None:
