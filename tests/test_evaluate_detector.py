@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import run_object_detection
-import torch
 from classification_runs import reset
 from classification_runs import results as results_of
 from detection_reference import Recorded
 from evaluation_runs import evaluate, flags, launch
-from families import PVT_V2
+from families import MASK_RCNN, RETINANET, tiny_detector
 from PIL import Image, ImageDraw
 
 import hf_pvt
@@ -49,18 +48,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["retinanet", "mask_rcnn"])
+@pytest.fixture(scope="module", params=[RETINANET, MASK_RCNN], ids=str)
 def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a run that ends with some detections that are right: RetinaNet begins with high scores."""
-    folder = tmp_path_factory.mktemp(request.param)
-    hf_pvt.PvtV2ForImageClassification(PVT_V2.tiny_config()).save_pretrained(folder / "backbone")
-    start = f"--architecture mask_rcnn --from_backbone {folder / 'backbone'} --max_steps 6 --learning_rate 3e-3"
-    if request.param == "retinanet":
-        labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: label for label, name in enumerate(LABELS)}}
-        detector = hf_pvt.RetinaNetForObjectDetection.from_backbone(folder / "backbone", **labels)
-        torch.nn.init.zeros_(detector.bbox_head.retina_cls.bias)
-        detector.save_pretrained(folder / "detector")
-        start = f"--model_name_or_path {folder / 'detector'} --max_steps 1 --learning_rate 1e-6"
+    """The output of a run of one step, from a detector that finds much, some of it right."""
+    folder = tmp_path_factory.mktemp(str(request.param))
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: label for label, name in enumerate(LABELS)}}
+    tiny_detector(request.param, num_labels=len(LABELS), **labels).save_pretrained(folder / "detector")
+    start = f"--model_name_or_path {folder / 'detector'} --max_steps 1 --learning_rate 1e-6"
     annotations = data.parent / "instances.json"
     words = f"--train_dir {data} --train_annotations {annotations} --validation_dir {data} --validation_annotations"
     words += f" {annotations} {start} --output_dir {folder / 'run'} --shorter_side 64 --longer_side 128 --overlays 0"

@@ -179,7 +179,7 @@ def test_rare_labels_are_found() -> None:
             optimizer.step()
         predictions = model(pixel_values).logits.argmax(1)
         dice[name] = MeanIoU(2).compute(predictions=predictions, references=labels)["per_category_dice"][1]
-    assert dice["cross_entropy"] < 0.15 and dice["dice+cross_entropy"] > 0.25
+    assert dice["cross_entropy"] < 0.15 and dice["dice+cross_entropy"] > 0.2
 
 
 def test_run(tmp_path: Path) -> None:
