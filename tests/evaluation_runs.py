@@ -51,7 +51,9 @@ def evaluate(model: Path | str, output: Path, **values: Any) -> dict[str, Any]:
     return results(output)
 
 
-def launch(argv: list[str], processes: int = 1, killed_after: int = 0) -> subprocess.CompletedProcess[str]:
+def launch(
+    argv: list[str], processes: int = 1, killed_after: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A run in processes of its own, one of which dies after so many units."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     script = [str(SCRIPT)]
@@ -61,7 +63,9 @@ def launch(argv: list[str], processes: int = 1, killed_after: int = 0) -> subpro
         driver.write_text(KILLED)
         script = [str(driver), str(SCRIPT.parent), str(killed_after)]
     command = [sys.executable, *(launcher if processes > 1 else []), *script, *argv]
-    return subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240
+    )
 
 
 def results(output: Path) -> dict[str, Any]:

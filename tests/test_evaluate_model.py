@@ -14,6 +14,7 @@ import segmentation_runs
 import torch
 from classification_runs import digits, few_steps, too_small
 from evaluation_runs import evaluate, flags, launch, results, units
+from hub_server import HubServer
 from huggingface_hub import metadata_load
 from PIL import Image
 from sklearn.metrics import confusion_matrix
@@ -341,6 +342,17 @@ def test_columns(trained: Path, data: Path, tmp_path: Path) -> None:
     assert evaluate(trained / "model", tmp_path / "out", validation_files=tmp_path / "val.parquet") == found  # goes on
     by_number = {"validation_files": tmp_path / "val.parquet", "labels_by_number": True}
     assert evaluate(trained / "model", tmp_path / "other", **by_number)["metrics"] != found["metrics"]
+
+
+def test_hub_id(segmenter_run: Path, scenes: Path, tmp_path: Path, hub: HubServer) -> None:
+    """Loaded from the Hub with this package's classes, though the repository brings code."""
+    files = {path.name: path.read_bytes() for path in (segmenter_run / "model").iterdir()}
+    assert "modeling_pvt_v2.py" in files
+    hub.create_repo("me/scenes", files)
+    environment = hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "0"}
+    done = launch(flags("me/scenes", tmp_path / "out", validation_dir=scenes), **environment)
+    assert done.returncode == 0, done.stderr
+    same_metrics(tmp_path / "out", segmenter_run)
 
 
 def test_order_of_label_values(segmenter_run: Path, scenes: Path, tmp_path: Path) -> None:
