@@ -13,6 +13,7 @@ from typing import Any
 
 import embed_images
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import reference
 import run_image_classification
@@ -116,8 +117,8 @@ def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         results = json.loads((folder / "out" / name / "results.json").read_text())
         assert (results["steps"], results["metrics"]["examples"]) == (2, 2)
         assert (folder / "out" / name / "model" / "model.safetensors").is_file()
-    assert embed_images.pq.read_table(folder / "out" / "vectors")["embedding"].combine_chunks().type.list_size == 256
-    assert len(embed_images.pq.read_table(folder / "out" / "vectors")) == 10
+    assert pq.read_table(folder / "out" / "vectors")["embedding"].combine_chunks().type.list_size == 256
+    assert len(pq.read_table(folder / "out" / "vectors")) == 10
     outputs_are_read(folder, monkeypatch)
 
 
@@ -131,12 +132,12 @@ def outputs_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", ["embed_images", *flags, *more])
         embed_images.main()
     (lines,) = (block for block in re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE))
-    read: dict[str, Any] = {"np": np, "pq": embed_images.pq, "io": io, "Image": Image}
+    read: dict[str, Any] = {"np": np, "pq": pq, "io": io, "Image": Image}
     exec(lines, read)
     assert read["vectors"].shape == (10, 256)
     assert len(read["likeliest"]) == 10 and {*read["likeliest"]} <= {"cat", "dog"}
     assert [labels.shape for labels in read["labels"]] == [(48, 48)] * 10 and np.max(read["labels"]) <= 1
     columns = {"vectors", *others}
-    found = {name for output in columns for name in embed_images.pq.read_table(folder / "out" / output).column_names}
+    found = {name for output in columns for name in pq.read_table(folder / "out" / output).column_names}
     table = README[README.index("| `--output`") : README.index("```python")]
     assert found == {*re.findall(r"`([a-z_]+)`", table)} - {"embeddings", "predictions", "masks"}
