@@ -20,8 +20,12 @@ import run_image_classification
 import run_semantic_segmentation
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from families import MASK_RCNN, tiny_detector
 from PIL import Image
+from pycocotools.mask import decode
 from training.arguments import DataArguments, OptimizationArguments, RunArguments, parse
+
+import hf_pvt
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "examples" / "README.md").read_text()
@@ -123,8 +127,11 @@ def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outputs_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three lines of the guide, and the columns of its table."""
+    """The lines of the guide, and the columns of its table."""
+    tiny_detector(MASK_RCNN).save_pretrained(folder / "out/detector/model")
+    hf_pvt.detection_image_processor(size={"height": 64, "width": 64}).save_pretrained(folder / "out/detector/model")
     others = {"names": "photos --output predictions", "masks": "rooms --output masks"}
+    others["found"] = "detector --output detections"
     others["files"] = f"{others['masks']} --masks_as_files"
     for output, words in others.items():
         model, *more = words.split()
@@ -132,12 +139,15 @@ def outputs_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", ["embed_images", *flags, *more])
         embed_images.main()
     (lines,) = (block for block in re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE))
-    read: dict[str, Any] = {"np": np, "pq": pq, "io": io, "Image": Image}
+    read: dict[str, Any] = {"np": np, "pq": pq, "io": io, "Image": Image, "decode": decode}
     exec(lines, read)
     assert read["vectors"].shape == (10, 256)
     assert len(read["likeliest"]) == 10 and {*read["likeliest"]} <= {"cat", "dog"}
     assert [labels.shape for labels in read["labels"]] == [(48, 48)] * 10 and np.max(read["labels"]) <= 1
+    assert [len(masks) for masks in read["pixels"]] == [len(image["boxes"]) for image in read["found"]]
+    assert {mask.shape for masks in read["pixels"] for mask in masks} == {(48, 48)} and np.any(read["pixels"][0])
     columns = {"vectors", *others}
     found = {name for output in columns for name in pq.read_table(folder / "out" / output).column_names}
     table = README[README.index("| `--output`") : README.index("```python")]
-    assert found == {*re.findall(r"`([a-z_]+)`", table)} - {"embeddings", "predictions", "masks"}
+    described = " ".join(row.split("|")[2] for row in table.splitlines() if row)
+    assert found == {*re.findall(r"`([a-z_]+)`", described)}
