@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from hf_pvt.metrics import MeanIoU, TopKAccuracy
 
 RANDOM = np.random.default_rng(0)
-SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy")
+SCORES = ("mean_iou", "mean_accuracy", "mean_dice", "overall_accuracy")
+SCORES += ("per_category_iou", "per_category_accuracy", "per_category_dice")
 
 
 def published(predictions: Any, references: Any, num_labels: int, ignore_index: int = 255) -> dict[str, Any]:
-    """Three histograms for each image, as the published evaluations have it."""
+    """Three histograms for each image, as the published evaluations have it, and scikit-learn's F1, which is Dice."""
     totals = np.zeros((3, num_labels))
+    pixels = [(p[r != ignore_index], r[r != ignore_index]) for p, r in zip(predictions, references, strict=True)]
+    predicted, labelled = (np.concatenate(each) for each in zip(*pixels, strict=True))
+    dice = f1_score(labelled, predicted, labels=range(num_labels), average=None, zero_division=np.nan)
     for prediction, reference in zip(predictions, references, strict=True):
         labelled = reference != ignore_index
         prediction, reference = prediction[labelled], reference[labelled]
@@ -28,7 +33,8 @@ def published(predictions: Any, references: Any, num_labels: int, ignore_index: 
     with np.errstate(invalid="ignore"):
         iou, accuracy = intersection / (predicted + labelled - intersection), intersection / labelled
     overall = intersection.sum() / labelled.sum()
-    return dict(zip(SCORES, (np.nanmean(iou), np.nanmean(accuracy), overall, iou, accuracy), strict=True))
+    means = (np.nanmean(iou), np.nanmean(accuracy), np.nanmean(dice), overall)
+    return dict(zip(SCORES, (*means, iou, accuracy, dice), strict=True))
 
 
 def label_maps(num_labels: int, images: int = 4, ignore_index: int = 255) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -94,9 +100,11 @@ def test_absent_and_unlabelled() -> None:
     prediction, reference = np.array([[0, 0, 1, 3]]), np.array([[0, 1, 1, 255]])
     scores = MeanIoU(4).compute(predictions=[prediction], references=[reference])
     np.testing.assert_array_equal(scores["per_category_iou"], [0.5, 0.5, np.nan, np.nan])
+    np.testing.assert_array_equal(scores["per_category_dice"], [2 / 3, 2 / 3, np.nan, np.nan])
     assert (scores["mean_iou"], scores["mean_accuracy"], scores["overall_accuracy"]) == (0.5, 0.75, 2 / 3)
+    assert scores["mean_dice"] == 2 / 3
     nothing = MeanIoU(4).compute(predictions=[prediction], references=[np.full_like(reference, 255)])
-    assert np.isnan(nothing["mean_iou"]) and np.isnan(nothing["overall_accuracy"])
+    assert np.isnan([nothing["mean_iou"], nothing["mean_dice"], nothing["overall_accuracy"]]).all()
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int64"])

@@ -1,4 +1,4 @@
-"""Mean IoU of label maps at the images' own sizes, one image at a time."""
+"""Mean IoU and Dice of label maps at the images' own sizes, one image at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,12 @@ class SegmentationEvaluation(Evaluation):
     def remarks(self, scores: dict[str, Any]) -> dict[str, str]:
         """Where the means are over fewer labels than the model has."""
         remarks = {}
-        for mean, each in (("mean_iou", "per_category_iou"), ("mean_accuracy", "per_category_accuracy")):
-            absent = [name for name, score in zip(self.names, scores[each], strict=True) if np.isnan(score)]
+        for kind in ("iou", "accuracy", "dice"):
+            each = scores[f"per_category_{kind}"]
+            absent = [name for name, score in zip(self.names, each, strict=True) if np.isnan(score)]
             if absent:
                 known, all_labels = len(self.names) - len(absent), len(self.names)
-                remarks[mean] = f"over {known} of {all_labels} labels, without {some(absent)}"
+                remarks[f"mean_{kind}"] = f"over {known} of {all_labels} labels, without {some(absent)}"
         return remarks
 
     def save_pictures(self, folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""Mean IoU of label maps and top-k accuracy of scores, as `evaluate` metrics (`pip install hf_pvt[train]`)."""
+"""Mean IoU and Dice of label maps, top-k accuracy of scores and COCO's average precision, as `evaluate` metrics.
+
+They need `pip install "hf_pvt[train]"`, COCO's `pip install "hf_pvt[detection]"` as well.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -7,19 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from .counting_metric import CountingMetric, Counts
+from .coco_average_precision import CocoAveragePrecision
+from .evidence_metric import Array, Counts, EvidenceMetric, as_array, as_integers
 
-Array = NDArray[Any]
+__all__ = ["CocoAveragePrecision", "MeanIoU", "TopKAccuracy"]
 
 
-class MeanIoU(CountingMetric):
+class MeanIoU(EvidenceMetric):
     """Intersection over union of semantic segmentation, as MMSegmentation and `evaluate` define it.
 
     Predictions and references are label maps (H, W) of integers, or batches of them: arrays, tensors, or lists whose
-    maps may differ in size. `compute()` returns mean_iou, mean_accuracy and overall_accuracy (floats in [0, 1]), and
-    per_category_iou and per_category_accuracy, float64 arrays (num_labels,). A label that is in neither predictions nor
-    references is NaN and left out of the means, which are of fewer labels then: say so beside them. Pixels whose
-    reference is `ignore_index` count nowhere.
+    maps may differ in size. `compute()` returns mean_iou, mean_accuracy, mean_dice and overall_accuracy (floats in
+    [0, 1]), and per_category_iou, per_category_accuracy and per_category_dice, float64 arrays (num_labels,). Dice is
+    2 |A and B| / (|A| + |B|) of all images' pixels together, which is the F1 score, and not a mean over images. A label
+    that is in neither predictions nor references is NaN and left out of the means, which are of fewer labels then: say
+    so beside them. Pixels whose reference is `ignore_index` count nowhere.
 
     Args:
         num_labels: predictions lie in [0, num_labels), references too or are `ignore_index`.
@@ -44,7 +49,7 @@ class MeanIoU(CountingMetric):
         self._label_type: DTypeLike = np.uint8 if fits else np.int32
         self._cell_type: DTypeLike = np.uint16 if fits else np.int32
         self._tables = 4 if fits else 1
-        super().__init__(num_labels * num_labels, **evaluate_kwargs)
+        super().__init__(np.zeros(num_labels * num_labels, dtype=np.int64), **evaluate_kwargs)
 
     def count(self, predictions: Any, references: Any) -> Counts:
         """The flattened confusion matrix: references in rows, predictions in columns."""
@@ -55,16 +60,18 @@ class MeanIoU(CountingMetric):
 
     def result(self, counts: Counts, examples: int) -> dict[str, Any]:
         confusion = counts.reshape(self.num_labels, self.num_labels)
-        intersection, labelled = confusion.diagonal(), confusion.sum(axis=1)
-        union = labelled + confusion.sum(axis=0) - intersection
+        intersection, labelled, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
         with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an absent label
-            iou, accuracy = intersection / union, intersection / labelled
+            iou = intersection / (labelled + predicted - intersection)
+            accuracy, dice = intersection / labelled, 2 * intersection / (labelled + predicted)
             return {
                 "mean_iou": _mean_of_present(iou),
                 "mean_accuracy": _mean_of_present(accuracy),
+                "mean_dice": _mean_of_present(dice),
                 "overall_accuracy": float(intersection.sum() / labelled.sum()),
                 "per_category_iou": iou,
                 "per_category_accuracy": accuracy,
+                "per_category_dice": dice,
             }
 
     def _confusion(self, prediction: Array, reference: Array) -> Counts:
@@ -113,7 +120,7 @@ class MeanIoU(CountingMetric):
         )
 
 
-class TopKAccuracy(CountingMetric):
+class TopKAccuracy(EvidenceMetric):
     """The share of images whose label is among the k largest scores.
 
     Predictions are scores (B, num_labels), references labels (B,). `compute()` returns {"top1_accuracy": ...,
@@ -129,11 +136,11 @@ class TopKAccuracy(CountingMetric):
         self.k = (k,) if isinstance(k, int) else tuple(k)
         if not self.k or min(self.k) < 1:
             raise ValueError(f"k is {k}, expected numbers of at least 1.")
-        super().__init__(len(self.k), **evaluate_kwargs)
+        super().__init__(np.zeros(len(self.k), dtype=np.int64), **evaluate_kwargs)
 
     def count(self, predictions: Any, references: Any) -> Counts:
         """How many labels are among the k largest scores, for each k."""
-        scores, labels = _scores(predictions), _integers(references, "references")
+        scores, labels = _scores(predictions), as_integers(references, "references")
         if labels.shape != scores.shape[:1]:
             raise ValueError(
                 f"references have shape {labels.shape}, expected one label for each row of {scores.shape}."
@@ -153,32 +160,15 @@ class TopKAccuracy(CountingMetric):
         return {f"top{k}_accuracy": float(hits / examples) for k, hits in zip(self.k, counts, strict=True)}
 
 
-def _array(values: Any) -> Array:
-    """Tensors of any device and dtype, arrays and lists as an array, without a copy where possible."""
-    if isinstance(values, Sequence) and values and isinstance(values[0], torch.Tensor):
-        values = torch.stack(list(values))
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)
-
-
-def _integers(values: Any, name: str) -> Array:
-    array = _array(values)
-    if not np.issubdtype(array.dtype, np.integer) and array.size:
-        raise ValueError(f"{name} hold {array.dtype}, expected integers.")
-    return array
-
-
 def _label_map(values: Any, name: str) -> Array:
-    label_map = _integers(values, f"{name}s")
+    label_map = as_integers(values, f"{name}s")
     if label_map.ndim != 2:
         raise ValueError(f"a {name} has shape {label_map.shape}, expected a label map (height, width).")
     return label_map
 
 
 def _scores(values: Any) -> Array:
-    scores = _array(values)
+    scores = as_array(values)
     if scores.ndim != 2:
         raise ValueError(f"predictions have shape {scores.shape}, expected scores (batch, num_labels).")
     if np.isnan(scores).any():

@@ -13,17 +13,28 @@ Size = tuple[int, int]  # height, width
 
 def draw_mask(segmentation: Any, size: Size, where: str = "the annotation") -> NDArray[np.bool_]:
     """Polygons or a run-length encoding, compressed or not, as the pixels (H, W) that COCO's own code draws."""
+    return _encoding_and_pixels(segmentation, size, where)[1].astype(bool)
+
+
+def compress_mask(segmentation: Any, size: Size, where: str = "the annotation") -> dict[str, Any]:
+    """Polygons or a run-length encoding, compressed or not, as `encode_mask` writes what `draw_mask` draws."""
+    counts = _encoding_and_pixels(segmentation, size, where)[0]["counts"]
+    return {"size": [*map(int, size)], "counts": counts if isinstance(counts, str) else counts.decode()}
+
+
+def _encoding_and_pixels(segmentation: Any, size: Size, where: str) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """Both, because only decoding shows whether the runs fill the image."""
     if isinstance(segmentation, dict):
         _check_runs(segmentation, size, where)
     else:
         _check_polygons(segmentation, size, where)
-    coco_mask = _coco_mask()
+    library = mask_library()
     try:
         if not isinstance(segmentation, dict):
-            segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+            segmentation = library.merge(library.frPyObjects(segmentation, *size))
         elif isinstance(segmentation["counts"], list | tuple):
-            segmentation = coco_mask.frPyObjects(segmentation, *size)
-        return coco_mask.decode(segmentation).astype(bool)
+            segmentation = library.frPyObjects(segmentation, *size)
+        return segmentation, library.decode(segmentation)
     except (RuntimeError, TypeError, ValueError) as error:
         pixels = f"{size[0]}x{size[1]} pixels (height x width)"
         raise ValueError(f"{where} has a segmentation that cannot be decoded to its image's {pixels}.") from error
@@ -31,7 +42,7 @@ def draw_mask(segmentation: Any, size: Size, where: str = "the annotation") -> N
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """A mask (H, W) as COCO's compressed run-length encoding, ready for JSON: `{"size": [H, W], "counts": "..."}`."""
-    encoding = _coco_mask().encode(np.asfortranarray(mask, dtype=np.uint8))
+    encoding = mask_library().encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(mask.shape), "counts": encoding["counts"].decode()}
 
 
@@ -44,7 +55,7 @@ def nearest_as_cv2(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
     return mask[rows[:, None], columns]
 
 
-def _coco_mask() -> ModuleType:
+def mask_library() -> ModuleType:
     """faster-coco-eval: pycocotools fills what a run-length encoding leaves out with whatever memory holds."""
     try:
         from faster_coco_eval.core import mask
