@@ -42,7 +42,7 @@ class Scene:
 def extent(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """The box x1, y1, x2, y2 around the pixels of a mask (H, W) that has some."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def scenes(count: int, held_out: bool, seed: int, overlapping: bool = False) -> list[Scene]:
@@ -66,8 +66,9 @@ def scene(
     photo = photos[generator.integers(len(photos))]
     top, left = (generator.integers(side - SCENE_SIZE + 1) for side in photo.shape[:2])
     image = photo[top : top + SCENE_SIZE, left : left + SCENE_SIZE].astype(np.float32)
-    digits, visible = [], []
-    drawn: list[int] = []  # each digit's pixels before others hid some
+    digits: list[int] = []
+    masks: list[NDArray[np.bool_]] = []  # what can be seen of each
+    areas: list[int] = []  # pixels of each before others hid some
     for quarter in quarters(generator, overlapping):
         index = generator.integers(len(scans))
         size = int(generator.integers(*DIGIT_SIZES))
@@ -75,18 +76,18 @@ def scene(
         for place in places(generator, size, quarter):
             mask = np.zeros((SCENE_SIZE, SCENE_SIZE), dtype=np.bool_)
             mask[place] = ink[..., 0] > LEAST_INK
-            left_over = [other & ~mask for other in visible]
-            if all(rest.sum() >= LEAST_VISIBLE * area for rest, area in zip(left_over, drawn, strict=True)):
+            remaining = [other & ~mask for other in masks]
+            if all(rest.sum() >= LEAST_VISIBLE * area for rest, area in zip(remaining, areas, strict=True)):
                 break
         else:
-            continue  # a scene with one digit less
+            continue  # no room: a scene with one digit less
         bright = image[place].mean() < 128
         colour = generator.uniform(170, 255, 3) if bright else generator.uniform(0, 85, 3)
         image[place] += ink * (colour - image[place])
-        visible = [*left_over, mask]
-        drawn.append(int(mask.sum()))
+        masks = [*remaining, mask]
+        areas.append(int(mask.sum()))
         digits.append(labels[index])
-    return Scene(image.clip(0, 255).astype(np.uint8), np.array(digits), np.array(visible))
+    return Scene(image.clip(0, 255).astype(np.uint8), np.array(digits), np.array(masks))
 
 
 def quarters(generator: np.random.Generator, overlapping: bool) -> list[int | None]:
