@@ -185,7 +185,7 @@ def main() -> None:
     precision = average_precision(saved, processor, held_out)
     segmenter = pipeline("image-segmentation", model=saved, image_processor=processor)
     images = [Image.fromarray(scene.image) for scene in held_out]
-    predictions = [detections_of(segmenter(image, subtask="instance", threshold=0.5)) for image in images]
+    predictions = [detections_of(segmenter(image, subtask="instance", threshold=0.3)) for image in images]
     digits = sum(len(scene.digits) for scene in held_out)
     found = sum(found_digits(*pair) for pair in zip(held_out, predictions, strict=True))
     picture = arguments.output_dir / "detection.png"

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 SCENE_SIZE = 96  # pixels
 DIGIT_SIZES = (28, 49)  # of the scan with its margin; from, below; pixels
 LEAST_INK = 0.4  # of a pixel that counts as the digit's
-LEAST_VISIBLE = 0.7  # share of a digit's pixels that those over it leave
+LEAST_VISIBLE = 0.85  # share of a digit's pixels that those over it leave
 TRIES = 20  # places for a digit that would hide another
 
 
