@@ -11,8 +11,9 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
-# What weight decay may leave out: "vectors" are biases and norms.
+# What weight decay leaves out unless told otherwise, "vectors" being biases and norms; and what it may leave out.
 UNDECAYED = ("vectors", "position_embeddings", "cls_token")
+DECAY_KINDS = (*UNDECAYED, "norms")
 
 
 # What data files end with.
@@ -82,7 +83,7 @@ class OptimizationArguments:
     max_steps: int | None = flag("Steps of the optimizer, in place of epochs.")
     learning_rate: float | None = flag("Highest rate; default: the recipe's, scaled by the batch where it says so.")
     weight_decay: float | None = flag("Of all weights but those of --without_decay.")
-    without_decay: list[str] | None = flag(f"What does not decay, of: {' '.join(UNDECAYED)}; or: none.")
+    without_decay: list[str] | None = flag(f"What does not decay, of: {' '.join(DECAY_KINDS)}; or: none.")
     layer_decay: float | None = flag("Factor of the rate from each block to the one before it; 1: none.")
     warmup_epochs: float | None = flag("Epochs in which the rate rises.")
     warmup_steps: int | None = flag("Steps in which the rate rises, in place of epochs.")
@@ -129,8 +130,8 @@ def check(optimization: OptimizationArguments, run: RunArguments) -> None:
     if optimization.ema_decay is not None and not 0 < optimization.ema_decay < 1:
         raise ValueError(f"--ema_decay is {optimization.ema_decay}, expected a number between 0 and 1.")
     kinds = optimization.without_decay or []
-    if kinds != ["none"] and not {*kinds} <= {*UNDECAYED}:
-        raise ValueError(f"--without_decay is {' '.join(kinds)}, expected some of: {' '.join(UNDECAYED)}; or: none.")
+    if kinds != ["none"] and not {*kinds} <= {*DECAY_KINDS}:
+        raise ValueError(f"--without_decay is {' '.join(kinds)}, expected some of: {' '.join(DECAY_KINDS)}; or: none.")
     if run.resume_changed and not (run.resume or run.resume_from_checkpoint):
         raise ValueError("--resume_changed needs --resume or --resume_from_checkpoint, the checkpoint to continue.")
     if run.push_to_hub and not run.hub_model_id:

@@ -13,10 +13,12 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from .arguments import DataArguments, RunArguments
 from .order import EpochOrder, EvaluationShare, TrainingBatches
-from .samples import EvaluationSamples, Sample, StreamedSamples, TrainingSamples, in_step, loader
+from .samples import EvaluationSamples, Merge, Sample, StreamedSamples, TrainingSamples, in_step, loader
 from .sources import shuffled_share, split_dataset_by_node
 
 logger = get_logger(__name__)
@@ -26,12 +28,17 @@ Prepare = Callable[[Any], Sample]
 
 @dataclass(frozen=True)
 class Feed:
-    """What all batches of a run have in common."""
+    """What all batches of a run have in common.
+
+    Args:
+        merge: makes a batch of samples.
+    """
 
     accelerator: Accelerator
     data: DataArguments
     run: RunArguments
     seed: int
+    merge: Merge = default_collate
 
     @property
     def global_batch(self) -> int:
@@ -39,13 +46,13 @@ class Feed:
         run = self.run
         return self.accelerator.num_processes * run.per_device_train_batch_size * run.gradient_accumulation_steps
 
-    def order(self, images: Any, copies: int = 1) -> EpochOrder | None:
+    def order(self, images: Any, copies: int = 1, kinds: Tensor | None = None) -> EpochOrder | None:
         """The order of training; None of a stream, which has the order of its shards, shuffled."""
         if is_stream(images):
             if copies > 1:
                 logger.warning("a stream has no repeated augmentation: every image comes once per epoch")
             return None
-        return EpochOrder(len(images), self.global_batch, self.seed, copies)
+        return EpochOrder(len(images), self.global_batch, self.seed, copies, kinds)
 
     def identity(self) -> dict[str, Any]:
         """What makes the order of the data, beside the flags."""
@@ -72,7 +79,7 @@ class Feed:
         samples = TrainingSamples(partial(_by_number, images, prepare), order, self.data.on_bad_image)
         batch = self.run.per_device_train_batch_size
         share = TrainingBatches(order, batch, first_step, total_steps, *self._place())
-        return loader(samples, self.run.dataloader_num_workers, batch_sampler=share)
+        return loader(samples, self.run.dataloader_num_workers, self.merge, batch_sampler=share)
 
     def _stream(self, images: Any, prepare: Prepare, first_step: int) -> Iterable[Sample]:
         process, processes = self._place()
@@ -80,7 +87,8 @@ class Feed:
         load = partial(_by_row, images, prepare)
         samples = StreamedSamples(rows, load, self.data.on_bad_image, self.seed, process, forever=True)
         workers = min(self.run.dataloader_num_workers, rows.num_shards)
-        batches = loader(samples, workers, batch_size=self.run.per_device_train_batch_size, drop_last=True)
+        size = self.run.per_device_train_batch_size
+        batches = loader(samples, workers, self.merge, batch_size=size, drop_last=True)
         return islice(batches, first_step * self.run.gradient_accumulation_steps, None)
 
     def evaluation(self, images: Any, prepare: Prepare) -> Iterable[Sample] | None:
@@ -96,7 +104,7 @@ class Feed:
             return _StreamedEvaluation(self, images, prepare, batch)
         samples = EvaluationSamples(partial(_by_number, images, prepare), len(images), self.data.on_bad_image)
         share = EvaluationShare(len(images), *self._place())
-        return loader(samples, self.run.dataloader_num_workers, sampler=share, batch_size=batch)
+        return loader(samples, self.run.dataloader_num_workers, self.merge, sampler=share, batch_size=batch)
 
     def _place(self) -> tuple[int, int]:
         return self.accelerator.process_index, self.accelerator.num_processes
@@ -114,7 +122,7 @@ class _StreamedEvaluation:
         rows = split_dataset_by_node(self.images.rows, *feed._place())
         samples = StreamedSamples(rows, partial(_by_row, self.images, self.prepare), feed.data.on_bad_image)
         workers = min(feed.run.dataloader_num_workers, rows.num_shards)
-        return in_step(loader(samples, workers, batch_size=self.batch_size), feed.accelerator)
+        return in_step(loader(samples, workers, feed.merge, batch_size=self.batch_size), feed.accelerator)
 
 
 def is_stream(images: Any) -> bool:

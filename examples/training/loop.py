@@ -3,6 +3,7 @@
 Steps count from 1 in messages and names: `checkpoint-10` is the state after ten steps.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -204,7 +205,7 @@ class Loop:
         with self._off_the_clock():
             self.metrics = self._scores(self.model if self.average is None else self.average.module)
             self.task.evaluation.save_pictures(self.output_dir / "overlays" / f"step-{self.step}")
-        numbers = {name: value for name, value in self.metrics.items() if isinstance(value, float)}
+        numbers = numbers_of(self.metrics)
         remarks = {name: f" ({remark})" for name, remark in self.metrics.get("remarks", {}).items()}
         found = ", ".join(f"{name} {value:.4f}{remarks.get(name, '')}" for name, value in numbers.items())
         logger.info(f"step {self.step}: {found}")
@@ -284,3 +285,8 @@ class Loop:
         if self.average is not None:
             return dict(self.average.module.state_dict())
         return self.accelerator.get_state_dict(self.model)
+
+
+def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
+    """The scores that are a single number, without those of nothing, which are NaN."""
+    return {name: value for name, value in metrics.items() if isinstance(value, float) and not math.isnan(value)}

@@ -23,7 +23,7 @@ def parameter_groups(
 
     Args:
         model: a pyramid, with or without a head.
-        without_decay: "vectors" by their one dimension, all others by their name.
+        without_decay: "vectors" by their one dimension, "norms" by their module's name, all others by their own.
         layer_decay: the rate falls by this factor from the head to the last block, and from each block to the one
             before it (arXiv 2106.08254). A patch embedding, and what the blocks of a stage share, have the rate of the
             stage's first block, the first patch embedding one factor less; a stage's norm has its last block's.
@@ -32,22 +32,32 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "vectors" if parameter.ndim == 1 else name.rpartition(".")[2]
-            key = (layer_decay ** (depth_of.head - depth_of(name)), 0.0 if kind in without_decay else weight_decay)
+            kinds = {
+                "vectors" if parameter.ndim == 1 else name.rpartition(".")[2],
+                *(["norms"] if "norm" in name else []),
+            }
+            decays = kinds.isdisjoint(without_decay)
+            key = (layer_decay ** (depth_of.head - depth_of(name)), weight_decay if decays else 0.0)
             groups[key].append(parameter)
     return [{"params": params, "lr_scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
 
 
 class _Depth:
-    """How deep in the network a parameter is: 0 the first patch embedding, 1 to n the blocks, n + 1 the head."""
+    """How deep in the network a parameter is: 0 the first patch embedding, 1 to n the blocks, n + 1 the head.
 
-    def __init__(self, blocks: list[int]) -> None:
+    Args:
+        blocks: of each stage.
+        prefix: of the pyramid's names; other encoders are part of the head.
+    """
+
+    def __init__(self, blocks: list[int], prefix: str) -> None:
+        self.prefix = prefix
         self.ends = [sum(blocks[: stage + 1]) for stage in range(len(blocks))]  # the depth of each stage's last block
         self.head = sum(blocks) + 1
 
     def __call__(self, name: str) -> int:
         match = re.search(r"encoder\.layers\.(\d+)\.(?:blocks\.(\d+)\.)?(\w+)", name)
-        if match is None:
+        if match is None or not name.startswith(self.prefix):
             return self.head
         stage, block, part = int(match[1]), match[2], match[3]
         before = self.ends[stage - 1] if stage else 0
@@ -60,16 +70,19 @@ class _Depth:
 
 def _depths(model: nn.Module) -> _Depth:
     found = {match.groups() for name, _ in model.named_parameters() if (match := _BLOCK.search(name))}
-    stages = [int(stage) for stage, _ in found]
-    return _Depth([stages.count(stage) for stage in range(max(stages, default=-1) + 1)])
+    stages = [int(stage) for _, stage, _ in found]
+    prefix = next((prefix for prefix, _, _ in found), "")
+    return _Depth([stages.count(stage) for stage in range(max(stages, default=-1) + 1)], prefix)
 
 
-_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
+_BLOCK = re.compile(r"^(.*)encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate before each step: a curve from `peak` to `end`, whose beginning is a linear warm-up.
+
+    "steps" stays at the peak, and is a tenth of what it was from each of `drops` on, which are shares of the run.
 
     The warm-up goes from `warmup_start` to where the curve is after `warmup_steps`. timm's, with which the papers
     trained, goes to the peak and jumps down to its curve, by 0.07% in the published recipe.
@@ -80,8 +93,9 @@ class Schedule:
     warmup_steps: int = 0
     warmup_start: float = 0.0
     end: float = 0.0
-    curve: Literal["cosine", "poly"] = "cosine"
+    curve: Literal["cosine", "poly", "steps"] = "cosine"
     power: float = 0.9  # of "poly"
+    drops: tuple[float, ...] = ()  # of "steps"
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -91,6 +105,8 @@ class Schedule:
 
     def _on_curve(self, step: int) -> float:
         done = min(step / self.total_steps, 1.0)
+        if self.curve == "steps":
+            return self.peak * 0.1 ** sum(step >= round(share * self.total_steps) for share in self.drops)
         left = (1 + math.cos(math.pi * done)) / 2 if self.curve == "cosine" else (1 - done) ** self.power
         return self.end + (self.peak - self.end) * left
 

@@ -58,13 +58,15 @@ class EpochOrder:
         copies: repeated augmentation (arXiv 1901.09335) as in DeiT: every image stands in the order so many times in a
             row, so that its copies go to different processes. The epoch keeps its length, so it sees one image of
             `copies`.
+        kinds: (length,), what kind each sample is of: a step takes samples of one kind, but for those that are left
+            over of each. (MMDetection does so for each process alone, with upright and wide images.)
 
     Raises:
         ValueError: less samples than one step takes. Those that an epoch's whole steps leave over are dropped, others
             in each epoch.
     """
 
-    def __init__(self, length: int, global_batch: int, seed: int, copies: int = 1) -> None:
+    def __init__(self, length: int, global_batch: int, seed: int, copies: int = 1, kinds: Tensor | None = None) -> None:
         if length < global_batch:
             raise ValueError(
                 f"the training data has {length} samples, fewer than one step takes ({global_batch} = processes x "
@@ -72,6 +74,7 @@ class EpochOrder:
                 "--per_device_train_batch_size."
             )
         self.length, self.global_batch, self.seed, self.copies = length, global_batch, seed, copies
+        self.kinds = kinds
         self.steps_per_epoch = length // global_batch
         self._epoch, self._indices = -1, torch.empty(0)
 
@@ -81,8 +84,24 @@ class EpochOrder:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, Purpose.ORDER, epoch))
             images = -(-self.length // self.copies)
             permutation = torch.randperm(self.length, generator=generator)[:images]
+            if self.kinds is not None:
+                permutation = self._by_kind(permutation, generator)
             self._epoch, self._indices = epoch, permutation.repeat_interleave(self.copies)[: self.length]
         return self._indices
+
+    def _by_kind(self, permutation: Tensor, generator: torch.Generator) -> Tensor:
+        """Whole steps of one kind in a random order, then what is left over."""
+        assert self.kinds is not None
+        steps, left = [], []
+        for kind in self.kinds.unique():
+            members = permutation[self.kinds[permutation] == kind]
+            whole = len(members) // self.global_batch * self.global_batch
+            steps.append(members[:whole].view(-1, self.global_batch))  # (steps, samples)
+            left.append(members[whole:])
+        ordered = torch.cat(steps)
+        rest = torch.cat(left)
+        rest = rest[torch.randperm(len(rest), generator=generator)]
+        return torch.cat((ordered[torch.randperm(len(ordered), generator=generator)].flatten(), rest))
 
     def from_place(self, place: Place) -> Iterator[int]:
         """The index of a place, then those that follow it in the order of its epoch, round to the place before it."""

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -29,10 +31,8 @@ class Overlays:
     def save(self, folder: Path) -> None:
         """Write `<n>.png`, and begin anew."""
         names = dict(enumerate(self.labels.names))
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.processor.image_mean, self.processor.image_std))
         for number, (pixel_values, label_maps) in enumerate(self.shown):
-            levels = (255 * (pixel_values * std + mean)).round().clamp(0, 255).byte()  # (C, h, w)
-            image = first_three(levels).permute(1, 2, 0).numpy()  # (h, w, 3)
+            image = as_picture(pixel_values, self.processor)
             pictures = {}
             for heading, label_map in label_maps.items():
                 seen = nearest(label_map.numpy(), image.shape[:2])
@@ -40,6 +40,13 @@ class Overlays:
             folder.mkdir(parents=True, exist_ok=True)
             side_by_side(pictures).save(folder / f"{number}.png")
         self.shown.clear()
+
+
+def as_picture(pixel_values: Tensor, processor: BaseImageProcessor) -> NDArray[np.uint8]:
+    """An image (C, h, w), normalised, as (h, w, 3)."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    levels = (255 * (pixel_values.cpu() * std + mean)).round().clamp(0, 255).byte()  # (C, h, w)
+    return first_three(levels).permute(1, 2, 0).numpy()
 
 
 def first_three(levels: Tensor) -> Tensor:

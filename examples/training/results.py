@@ -20,7 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_pvt.variants import WEIGHTS_LICENSES
 
 from .arguments import DataArguments, data_name
-from .loop import Loop
+from .loop import Loop, numbers_of
 from .whole_files import write_whole
 
 logger = get_logger(__name__)
@@ -53,7 +53,7 @@ def finish(
     weights = loop.final_weights()
     if loop.accelerator.is_main_process:
         processes, steps, images = loop.accelerator.num_processes, loop.step, loop.step * loop.images_per_step
-        numbers = {name: value for name, value in loop.metrics.items() if isinstance(value, float)}
+        numbers = numbers_of(loop.metrics)
         name = arguments["hub_model_id"] or loop.output_dir.absolute().name
         facts = _facts(loop.identity) | {"steps": steps, "processes": processes}
         remarks = loop.metrics.get("remarks", {})
@@ -146,8 +146,9 @@ def model_card(
         remarks: what has to stand beside a metric, such as the labels that it is over.
         run: facts of the run, one line each.
     """
-    family = model.config.model_type
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": [family, "hf_pvt", task]}
+    family = getattr(model.config, "backbone_config", model.config).model_type
+    tags = [*dict.fromkeys((model.config.model_type, family)), "hf_pvt", task]
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
     # What is trained from P2T's published weights is theirs in part. Weights from scratch are yours to license.
     licence = WEIGHTS_LICENSES[family] if start else ""
     if licence:

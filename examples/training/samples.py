@@ -5,17 +5,19 @@ and reasons, for every batch) and, in evaluation, `counted` (B,): false where a 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, count, islice, repeat
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from .images import BadImageError
 from .order import EpochOrder, Place, Purpose, seeded
 
 Sample = dict[str, Any]
+Merge = Callable[[list[Sample]], Sample]  # samples -> one batch
 OnBadImage = Literal["error", "skip"]
 
 # So many unreadable files in a row are no accident.
@@ -119,16 +121,18 @@ class StreamedSamples(IterableDataset[Sample]):
                 yield sample
 
 
-def loader(samples: Dataset[Sample], workers: int, **settings: Any) -> DataLoader:
+def loader(samples: Dataset[Sample], workers: int, merge: Merge, **settings: Any) -> DataLoader:
     """Batches of samples; `settings` are those of PyTorch's DataLoader."""
-    pin_memory = torch.cuda.is_available()
-    return DataLoader(samples, num_workers=workers, collate_fn=collate, pin_memory=pin_memory, **settings)
+    together = partial(collate, merge)
+    return DataLoader(
+        samples, num_workers=workers, collate_fn=together, pin_memory=torch.cuda.is_available(), **settings
+    )
 
 
-def collate(samples: list[Sample]) -> Sample:
+def collate(merge: Merge, samples: list[Sample]) -> Sample:
     """One batch; `bad` is the list of all."""
     bad = {file: reason for sample in samples for file, reason in sample["bad"].items()}
-    return default_collate([{k: v for k, v in sample.items() if k != "bad"} for sample in samples]) | {"bad": bad}
+    return merge([{k: v for k, v in sample.items() if k != "bad"} for sample in samples]) | {"bad": bad}
 
 
 def in_step(batches: Iterable[Sample], accelerator: Accelerator) -> Iterator[Sample]:

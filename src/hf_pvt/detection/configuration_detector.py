@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -124,3 +125,14 @@ def as_config(backbone: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedC
         raise ValueError(f"`backbone_config` has the model type {model_type!r}, which Transformers does not know.")
     config_class = CONFIG_CLASSES.get(model_type) or CONFIG_MAPPING[model_type]
     return config_class.from_dict(fields)
+
+
+def divided(
+    overrides: dict[str, Any], detector: type[DetectorConfig], backbone: type[PreTrainedConfig]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of the detector, and those that only its backbone has."""
+    of_backbone = {field.name for field in fields(backbone)} - {field.name for field in fields(detector)}
+    return (
+        {name: value for name, value in overrides.items() if name not in of_backbone},
+        {name: value for name, value in overrides.items() if name in of_backbone},
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..drawn_layers import DrawnConvTranspose2d, KaimingConv2d, kaiming
+from .loss_terms import LossTerm
 from .torchvision_ops import torchvision_ops
 
 
@@ -32,9 +33,9 @@ class MaskHead(nn.Module):
         return logits[torch.arange(len(labels), device=labels.device), labels]
 
 
-def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (n, T, T), 0 where there is no box."""
-    return F.binary_cross_entropy_with_logits(logits, targets) if len(logits) else logits.sum()
+def mask_loss(logits: Tensor, targets: Tensor) -> LossTerm:
+    """Cross-entropy of logits (n, T, T)."""
+    return LossTerm(F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), logits.numel())
 
 
 def mask_targets(boxes: Tensor, masks: Tensor | None, learnt: Tensor, side: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .anchors import Anchors
 from .box_coder import decode
 from .ground_truth import GroundTruth, Size
+from .loss_terms import LossTerm
 from .modeling_detector import Detector
 from .suppression import Detections, best_candidates, detect
 
@@ -38,7 +39,7 @@ class DenseDetector(Detector):
         """For each anchor the index of its box, `NEGATIVE` or `IGNORED`: (A,)."""
         raise NotImplementedError
 
-    def losses_of(self, batch: list[Matched]) -> dict[str, Tensor]:
+    def losses_of(self, batch: list[Matched]) -> dict[str, LossTerm]:
         """The terms of the loss."""
         raise NotImplementedError
 
@@ -56,7 +57,7 @@ class DenseDetector(Detector):
 
     def losses(
         self, levels: list[Tensor], predictions: Predictions, objects: list[GroundTruth], sizes: list[Size]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, LossTerm]:
         anchors, batch = torch.cat(self.anchors(levels)), []
         for image, (truth, size) in enumerate(zip(objects, sizes, strict=True)):
             inside = self.anchors.inside(levels, size)

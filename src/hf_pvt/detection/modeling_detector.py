@@ -23,8 +23,9 @@ from ..feature_pyramid import FeaturePyramid
 from ..input_channels import InputChannelsMixin
 from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
-from .configuration_detector import DetectorConfig
+from .configuration_detector import DetectorConfig, divided
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
+from .loss_terms import LossTerm, means
 from .roi_pooling import at_least_float32
 from .suppression import Detections
 from .torchvision_ops import require_torchvision, torchvision_ops
@@ -116,7 +117,8 @@ class Detector(InputChannelsMixin, PreTrainedModel):
         Args:
             name_or_path: a folder or an id of the Hub.
             config: the detector's configuration, whose `backbone_config` is replaced.
-            fields: of the detector's configuration, such as `num_labels=3` or `id2label`.
+            fields: of the detector's configuration, such as `num_labels=3` or `id2label`, or, where only that has them,
+                of the backbone's, such as `drop_path_rate=0.1`.
 
         Raises:
             ValueError: a file, or weights that lack some of the backbone's.
@@ -126,11 +128,13 @@ class Detector(InputChannelsMixin, PreTrainedModel):
                 f"{name_or_path} is a file, expected a folder or an id of the Hub; open a published checkpoint with "
                 "hf_pvt.load_original, and save it with save_pretrained."
             )
-        theirs = AutoConfig.from_pretrained(name_or_path).to_diff_dict()
+        theirs = AutoConfig.from_pretrained(name_or_path)
+        config_class: Any = cls.config_class
+        own, of_backbone = divided(fields, config_class, type(theirs))
         settings: dict[str, Any] = {} if config is None else config.to_dict()
-        settings["backbone_config"] = {name: value for name, value in theirs.items() if name not in NOT_OF_A_BACKBONE}
-        assert cls.config_class is not None
-        model: Self = cls(cls.config_class.from_dict(settings | fields))  # type: ignore[arg-type]
+        pyramid = {name: value for name, value in theirs.to_diff_dict().items() if name not in NOT_OF_A_BACKBONE}
+        settings["backbone_config"] = pyramid | of_backbone
+        model: Self = cls(config_class.from_dict(settings | own))
         chosen: Any = copy.deepcopy(model.config.backbone_config)
         pretrained, report = type(model.backbone).from_pretrained(name_or_path, config=chosen, output_loading_info=True)
         if chosen.model_type in OUR_BACKBONES and report["missing_keys"]:  # Swin's has norms that no classifier has
@@ -152,7 +156,7 @@ class Detector(InputChannelsMixin, PreTrainedModel):
 
     def losses(
         self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, LossTerm]:
         """The terms of the loss, under their published names."""
         raise NotImplementedError
 
@@ -225,7 +229,8 @@ class Detector(InputChannelsMixin, PreTrainedModel):
         predictions = {name: at_least_float32(prediction) for name, prediction in predictions.items()}
         if labels is not None:
             objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
-            found["loss_dict"] = self.losses(levels, predictions, objects, sizes)
+            terms = self.losses(levels, predictions, objects, sizes)
+            found["loss_dict"] = means(terms, over_processes=self.training)
             found["loss"] = torch.stack(list(found["loss_dict"].values())).sum()
         if not self.training:
             with torch.no_grad():

@@ -15,6 +15,7 @@ from .box_coder import decode, encode
 from .box_head import BoxHead
 from .configuration_mask_rcnn import MaskRcnnConfig
 from .ground_truth import GroundTruth, Size
+from .loss_terms import LossTerm
 from .mask_head import MaskHead, mask_loss, mask_targets
 from .modeling_detector import Detector
 from .necks import PooledNeck
@@ -71,7 +72,7 @@ class MaskRcnnForInstanceSegmentation(Detector):
 
     def losses(
         self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, LossTerm]:
         """The terms of proposals, boxes and masks; no gradient goes through the coordinates of the proposals."""
         losses = self.rpn_head.losses(levels, predictions, objects, sizes)
         proposals = self.rpn_head.propose(levels, predictions, sizes, self.config.rpn_training_candidates)
@@ -96,7 +97,7 @@ class MaskRcnnForInstanceSegmentation(Detector):
         boxes = torch.cat((truth.boxes, proposals))
         return Sampled(boxes[torch.cat((positive, negative))], assigned[positive], truth)
 
-    def box_losses(self, levels: list[Tensor], batch: list[Sampled]) -> dict[str, Tensor]:
+    def box_losses(self, levels: list[Tensor], batch: list[Sampled]) -> dict[str, LossTerm]:
         """Cross-entropy of all samples, L1 of the positive ones' deltas, both over the number of *all* samples."""
         logits, deltas = self.box_predictions(levels, [image.boxes for image in batch])
         background = self.num_labels
@@ -106,10 +107,9 @@ class MaskRcnnForInstanceSegmentation(Detector):
         positive = (target != background).nonzero().flatten()
         wanted = [encode(image.positive, image.truth.boxes[image.learnt], self.config.box_stds) for image in batch]
         distance = (deltas[positive, target[positive]] - torch.cat(wanted)).abs().sum()
-        count = max(len(target), 1)
         return {
-            "loss_cls": F.cross_entropy(logits, target, reduction="sum") / count,
-            "loss_bbox": distance / count,
+            "loss_cls": LossTerm(F.cross_entropy(logits, target, reduction="sum"), len(target)),
+            "loss_bbox": LossTerm(distance, len(target)),
         }
 
     def detect(

@@ -16,6 +16,7 @@ from .anchors import per_anchor
 from .assigners import NEGATIVE, IoUAssigner
 from .box_coder import encode
 from .configuration_retinanet import RetinaNetConfig
+from .loss_terms import LossTerm
 from .modeling_dense_detector import DenseDetector, Matched
 from .necks import ConvolvedNeck
 from .torchvision_ops import torchvision_ops
@@ -75,7 +76,7 @@ class RetinaNetForObjectDetection(DenseDetector):
         logits, deltas = self.bbox_head(levels)
         return {"logits": logits, "box_deltas": deltas}
 
-    def losses_of(self, batch: list[Matched]) -> dict[str, Tensor]:
+    def losses_of(self, batch: list[Matched]) -> dict[str, LossTerm]:
         """Focal loss of all anchors that are not ignored (section 3.2), L1 of the positive ones' deltas.
 
         Both are divided by the number of positive anchors in the batch. As published, an image without one counts as
@@ -94,4 +95,7 @@ class RetinaNetForObjectDetection(DenseDetector):
             distance = predictions["box_deltas"][positive] - encode(anchors[positive], truth.boxes[learnt])
             boxes.append(distance.abs().sum())
             count += max(len(positive), 1)
-        return {"loss_cls": torch.stack(labels).sum() / count, "loss_bbox": torch.stack(boxes).sum() / count}
+        return {
+            "loss_cls": LossTerm(torch.stack(labels).sum(), count),
+            "loss_bbox": LossTerm(torch.stack(boxes).sum(), count),
+        }

@@ -18,8 +18,9 @@ from ..original_labels import label_fields
 from ..original_layouts import LAYOUTS, PUBLISHED, PUBLISHED_LAYOUTS, STAGES, Layout, Renames, StateDict, per_stage
 from ..variants import CONFIG_CLASSES, variant_of
 from .auto_detectors import DETECTORS
+from .configuration_detector import divided
 from .configuration_retinanet import RetinaNetConfig
-from .published_detectors import divided, published_detector
+from .published_detectors import published_detector
 
 # Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
 DETECTOR: Renames = (

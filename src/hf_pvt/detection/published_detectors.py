@@ -4,15 +4,13 @@ This table is the only place for these numbers, as `VARIANTS` is for the pyramid
 are reported in the authors' repositories (12 epochs of training), not measured here.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
-
-from transformers import PreTrainedConfig
 
 from ..labels import coco_id2label
 from ..variants import CONFIG_CLASSES, VARIANTS, variant_config
 from .auto_detectors import DETECTORS
-from .configuration_detector import DetectorConfig
+from .configuration_detector import DetectorConfig, divided
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,3 @@ def coco_fields() -> dict[str, Any]:
     """COCO's labels in both directions."""
     id2label = coco_id2label()
     return {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
-
-
-def divided(
-    overrides: dict[str, Any], detector: type[DetectorConfig], backbone: type[PreTrainedConfig]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of the detector, and those that only its backbone has."""
-    of_backbone = {field.name for field in fields(backbone)} - {field.name for field in fields(detector)}
-    return (
-        {name: value for name, value in overrides.items() if name not in of_backbone},
-        {name: value for name, value in overrides.items() if name in of_backbone},
-    )

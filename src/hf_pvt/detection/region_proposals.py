@@ -17,6 +17,7 @@ from .anchors import Anchors, per_anchor
 from .assigners import IoUAssigner
 from .box_coder import decode, encode
 from .ground_truth import GroundTruth, Size
+from .loss_terms import LossTerm
 from .samplers import RandomSampler
 from .suppression import best_candidates
 from .torchvision_ops import torchvision_ops
@@ -50,7 +51,7 @@ class RegionProposalNetwork(nn.Module):
         predictions: dict[str, Tensor],
         objects: Sequence[GroundTruth],
         sizes: Sequence[Size],
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, LossTerm]:
         """Cross-entropy and L1 of a sample of anchors, divided by its size over the batch.
 
         An image's positives, and negatives, count as one where there is none, as published.
@@ -70,8 +71,8 @@ class RegionProposalNetwork(nn.Module):
             distances.append((deltas[positive] - wanted).abs().sum())
             count += max(len(positive), 1) + max(len(negative), 1)
         return {
-            "loss_rpn_cls": torch.stack(entropies).sum() / count,
-            "loss_rpn_bbox": torch.stack(distances).sum() / count,
+            "loss_rpn_cls": LossTerm(torch.stack(entropies).sum(), count),
+            "loss_rpn_bbox": LossTerm(torch.stack(distances).sum(), count),
         }
 
     @torch.no_grad()

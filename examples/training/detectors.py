@@ -1,0 +1,147 @@
+"""The detector to train, on a pyramid: with fresh heads, or a checkpoint's where the data's labels are the same."""
+
+import copy
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedModel
+
+import hf_pvt
+from hf_pvt.detection.auto_detectors import DETECTORS
+from hf_pvt.detection.modeling_detector import Detector
+from hf_pvt.variants import variant_of
+
+from .models import check_path
+from .order import Purpose, derived_seed
+from .query_detectors import STAGES, query_detector
+
+logger = get_logger(__name__)
+
+# The layers that know the labels; where a box's deltas are of each label, these too.
+LABELLED = re.compile(
+    r"(^|\.)(retina_cls|fc_cls|fc_reg|conv_logits|class_labels_classifier|class_embed(\.\d+)?)\.(weight|bias)$"
+)
+
+
+def open_detector(
+    start: str | None, architecture: str | None, backbone: str | None, names: Sequence[str], seed: int, **fields: Any
+) -> PreTrainedModel:
+    """A detector in float32, with `names` as labels.
+
+    Args:
+        start: a detector: a Hub id, a folder, or a published .pth or .safetensors. Where its labels are others, the
+            layers that know them are fresh.
+        architecture: in place of `start`, with fresh heads: "retinanet", "mask_rcnn" or one of Transformers' `STAGES`,
+        backbone: on these weights: a Hub id, a folder, a published file; or a variant's name, which is from scratch.
+        seed: all fresh weights follow from it.
+        fields: of the configuration, its own or its backbone's, where they are not None. The default of
+            `drop_path_rate` is the published detector's on a new backbone.
+
+    Raises:
+        ValueError: both or none of `start` and `architecture`, no `backbone`, or what is no detector, or no backbone.
+        FileNotFoundError: a path that is not there.
+    """
+    if (start is None) == (architecture is None) or (architecture is None) != (backbone is None):
+        raise ValueError("say where to start: --model_name_or_path, or --architecture with --from_backbone.")
+    fields = {name: value for name, value in fields.items() if value is not None}
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    torch.manual_seed(derived_seed(seed, Purpose.MODEL))
+    if start is not None:
+        check_path(start)
+        return with_labels(_opened(start, fields), labels, start)
+    if architecture in STAGES:
+        return with_queries(str(architecture), str(backbone), labels, fields)
+    if backbone in hf_pvt.VARIANTS:
+        return DETECTORS[str(architecture)](
+            hf_pvt.detector_config(str(architecture), str(backbone), **labels, **fields)
+        )
+    return on_backbone(str(architecture), str(backbone), labels, fields)
+
+
+def _opened(start: str, fields: dict[str, Any]) -> PreTrainedModel:
+    """A saved or published detector.
+
+    Raises:
+        ValueError: a model without a detector's heads, or weights that are missing, which would be drawn at random.
+    """
+    missing: set[str] = set()
+    if Path(start).is_file():
+        model = hf_pvt.load_original(start, **fields)
+    else:
+        if AutoConfig.from_pretrained(start).model_type not in {*DETECTORS, *STAGES}:
+            raise ValueError(no_detector(start))
+        model, report = AutoModelForObjectDetection.from_pretrained(
+            start, dtype=torch.float32, output_loading_info=True, **fields
+        )
+        missing = report["missing_keys"]
+    if model.config.model_type not in {*DETECTORS, *STAGES}:
+        raise ValueError(no_detector(start))
+    if missing:
+        raise ValueError(f"{start} cannot start a {type(model).__name__}: it has no {', '.join(sorted(missing)[:4])}.")
+    return model
+
+
+def no_detector(start: str) -> str:
+    return f"{start} has no detector's heads; give it as --from_backbone, with --architecture."
+
+
+def with_labels(model: PreTrainedModel, labels: dict[str, Any], start: str) -> PreTrainedModel:
+    """The model, or where its labels are others a new one with its weights but those that know the labels."""
+    have, names = list(model.config.id2label.values()), list(labels["id2label"].values())
+    if have == names:
+        return model
+    config = copy.deepcopy(model.config)
+    config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+    fresh = type(model)(config)
+    theirs = {name: weight for name, weight in model.state_dict().items() if not LABELLED.search(name)}
+    fresh.load_state_dict(fresh.state_dict() | theirs)
+    logger.info(f"the layers of the {len(names)} labels are new; all other weights are {start}'s")
+    return fresh
+
+
+def on_backbone(architecture: str, start: str, labels: dict[str, Any], fields: dict[str, Any]) -> Detector:
+    """A published detector with fresh heads on the weights of a pyramid.
+
+    Raises ValueError where the checkpoint lacks some.
+    """
+    num_channels = fields.pop("num_channels", None)
+    with as_folder(start) as path:
+        config = AutoConfig.from_pretrained(path)
+        variant = variant_of(config.model_type, config.to_dict())
+        if variant is not None:
+            published = hf_pvt.detector_config(architecture, variant).backbone_config
+            fields = {"drop_path_rate": published.drop_path_rate} | fields
+        model = DETECTORS[architecture].from_backbone(path, **labels, **fields)
+    if num_channels is not None:
+        model.backbone.set_num_channels(num_channels)  # the detector has the configuration in common
+    logger.info(f"neck and heads are new; the backbone's weights are {start}'s")
+    return model
+
+
+def with_queries(architecture: str, start: str, labels: dict[str, Any], fields: dict[str, Any]) -> PreTrainedModel:
+    """One of Transformers' detectors on a pyramid, from scratch or on a checkpoint's weights."""
+    if fields.pop("with_masks", False):
+        raise ValueError(f"{architecture} has no masks; leave --with_masks out, or take --architecture mask_rcnn.")
+    if start in hf_pvt.VARIANTS:
+        return query_detector(architecture, hf_pvt.variant_config(start, **fields), None, labels)
+    with as_folder(start) as path:
+        return query_detector(architecture, AutoConfig.from_pretrained(path, **fields), path, labels)
+
+
+@contextmanager
+def as_folder(start: str) -> Iterator[str]:
+    """A Hub id or a folder as it is; of a published file a folder with the pyramid, while the context lasts."""
+    check_path(start)
+    if not Path(start).is_file():
+        yield start
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        original = hf_pvt.load_original(start)
+        getattr(original, "backbone", original).save_pretrained(folder)
+        yield folder
