@@ -201,3 +201,12 @@ def test_models_of_another_kind(photos: Path, tmp_path: Path, monkeypatch: pytes
     torch.save(reference.checkpoint("pvt-v2-b0"), tmp_path / "classifier.pth")
     expected = "/classifier.pth has no weights for neck; choose another model."
     assert message(tmp_path / "classifier.pth", "detections") == expected
+
+
+def test_without_the_library_of_masks(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything is computed or written."""
+    saved(MASK_RCNN, tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    with pytest.raises(ImportError, match="COCO's masks need faster-coco-eval, which is not there"):
+        embed(monkeypatch, tmp_path / "out", model_name_or_path=tmp_path / "model", input_dir=photos)
+    assert not (tmp_path / "out").exists()

@@ -21,8 +21,8 @@ import run_semantic_segmentation
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from families import MASK_RCNN, tiny_detector
+from faster_coco_eval.core.mask import decode
 from PIL import Image
-from pycocotools.mask import decode
 from training.arguments import DataArguments, OptimizationArguments, RunArguments, parse
 
 import hf_pvt

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 import hf_pvt
+from hf_pvt.detection.coco_masks import mask_library
 
 from .arguments import Arguments
 from .output import Columns, Inputs, Output, Size
@@ -103,6 +104,8 @@ class Detector(Output):
         super().__init__(arguments, device)
         self.threshold = arguments.threshold
         self.has_masks = getattr(self.model, "has_masks", False)
+        if self.has_masks:
+            mask_library()  # says now what is missing, not after the first batch
         # What the model itself leaves out nobody can ask for afterwards.
         if getattr(self.model.config, "score_threshold", self.threshold) > self.threshold:
             self.model.config.score_threshold = self.threshold
