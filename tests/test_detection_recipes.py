@@ -152,6 +152,15 @@ def test_a_new_detector_from_scratch_has_the_published_drop_path() -> None:
     assert model.config.backbone_config.drop_path_rate == 0.2 and model.config.num_channels == 4
 
 
+def test_a_published_variant_has_the_published_drop_path(tmp_path: Path) -> None:
+    """Whatever its classifier was trained with."""
+    config = hf_pvt.variant_config("pvt-v2-b0", drop_path_rate=0.25)
+    hf_pvt.PvtV2Model(config).save_pretrained(tmp_path)
+    for given, expected in ((None, 0.1), (0.4, 0.4)):
+        model = open_detector(None, "retinanet", str(tmp_path), NAMES, seed=0, drop_path_rate=given)
+        assert model.config.backbone_config.drop_path_rate == expected
+
+
 def test_a_published_file_as_backbone(tmp_path: Path) -> None:
     """With its variant recognised, and so the published detector's drop path."""
     torch.save(reference.checkpoint("pvt-v2-b0"), tmp_path / "pvt_v2_b0.pth")

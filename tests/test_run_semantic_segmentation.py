@@ -515,8 +515,11 @@ def test_accumulation_is_the_mean_over_labelled_pixels(
 
 
 def test_two_processes(rooms: Path, tmp_path: Path) -> None:
-    """The weights and scores of one process with the joint batch, though images differ in how much is ignored."""
-    start = {"from_scratch": configuration(tmp_path), "max_grad_norm": 1}
+    """The weights and scores of one process with the joint batch, though images differ in how much is ignored.
+
+    Of both terms of the loss, which are shared otherwise: by labelled pixels and by images.
+    """
+    start = {"from_scratch": configuration(tmp_path), "max_grad_norm": 1, "loss": "dice+cross_entropy"}
     process = launch(flags(rooms, tmp_path / "two", per_device_train_batch_size=2, **start), processes=2)
     assert process.returncode == 0, process.stderr
     two = json.loads((tmp_path / "two" / "results.json").read_text())

@@ -123,7 +123,9 @@ def test_a_data_set_with_columns(kind: str, tmp_path: Path) -> None:
 def test_a_stream_leaves_empty_images_out_where_it_shall() -> None:
     stream = rows("lists").to_iterable_dataset()
     categories = Categories(["cell", "nucleus"])
-    assert len(list(Rows(stream, "objects", categories).rows)) == 2
+    images = Rows(stream, "objects", categories)
+    assert len(list(images.rows)) == 2
+    assert images.example(next(iter(stream)), 0).image_id is None  # other workers have a row 0, too
     assert len(list(Rows(stream, "objects", categories, keep_empty=False).rows)) == 1
 
 
