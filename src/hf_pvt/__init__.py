@@ -10,6 +10,7 @@ from .auto import register as _register
 from .configuration_p2t import P2tConfig
 from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
+from .cpu_packing import pack_for_cpu
 from .detection.auto_detectors import register_detectors as _register_detectors
 from .detection.configuration_mask_rcnn import MaskRcnnConfig
 from .detection.configuration_retinanet import RetinaNetConfig
@@ -97,6 +98,7 @@ __all__ = [
     "draw_segmentation",
     "imagenet_1k_id2label",
     "load_original",
+    "pack_for_cpu",
     "segment_multi_scale",
     "segment_sliding",
     "segmentation_image_processor",

@@ -5,6 +5,7 @@ it. These are the operators that `torch.compile` uses when it freezes a model. `
 what they gain.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,8 @@ logger = logging.get_logger(__name__)
 # Rows of the products that the layout is chosen for: those of a band, and of the later stages' maps.
 TYPICAL_TOKENS = 784
 
+NOT_TO_TRAIN = "a packed model cannot be trained; take one that pack_for_cpu has not seen."
+
 
 class Packed(nn.Module):
     """A layer whose weight is packed; a subclass says how. Its bias stays a parameter."""
@@ -27,6 +30,7 @@ class Packed(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
+        self.training = layer.training
         self.bias = layer.bias
         self.dtype = layer.weight.dtype
 
@@ -49,7 +53,7 @@ class Packed(nn.Module):
 
     def train(self, mode: bool = True) -> "Packed":
         if mode:
-            raise RuntimeError("a packed model cannot be trained; take one that pack_for_cpu has not seen.")
+            raise RuntimeError(NOT_TO_TRAIN)
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Packed":
@@ -80,12 +84,26 @@ class Packed(nn.Module):
         super()._load_from_state_dict(others, prefix, *arguments)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which cannot hold the opaque layout."""
-        return self.__dict__ | {"packed": self.packed.to_dense()}
+        """For copies and pickles, which cannot hold the opaque layout.
+
+        As numpy's: a tensor would be shared with the other process by a file that is closed when the copy goes.
+        """
+        weight = self.packed.to_dense()
+        return self.__dict__ | {"packed": weight.view(torch.uint8).numpy(), "shape": weight.shape}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        packed, shape = state.pop("packed"), state.pop("shape")
         super().__setstate__(state)
-        self.packed = self.pack(state["packed"])
+        self.packed = self.pack(torch.from_numpy(packed).view(self.dtype).view(shape))
+
+
+class PackableMixin:
+    """A model that says that it is packed before a part of it has changed its mode."""
+
+    def train(self, mode: bool = True) -> Any:
+        if mode and any(isinstance(part, Packed) for part in self.modules()):  # type: ignore[attr-defined]
+            raise RuntimeError(NOT_TO_TRAIN)
+        return super().train(mode)  # type: ignore[misc]
 
 
 class PackedLinear(Packed):
@@ -170,7 +188,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     return has_operators and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def packed_kind(layer: nn.Module) -> type[Packed] | None:
+def packed_kind(layer: nn.Module) -> Callable[[Any], Packed] | None:
     """What becomes of a layer; None of one that is no plain product, or is watched or wrapped."""
     if not is_untouched(layer):
         return None

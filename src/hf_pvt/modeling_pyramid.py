@@ -23,6 +23,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
+from .cpu_packing import PackableMixin
 from .drawn_layers import Drawn
 from .input_channels import InputChannelsMixin
 from .layers import ReducedAttention
@@ -31,7 +32,7 @@ from .remote_code import family_classes, remote_auto_map, write_remote_code
 from .semantic_fpn import SemanticFpn, semantic_loss
 
 
-class PyramidPreTrainedModel(InputChannelsMixin, PreTrainedModel):
+class PyramidPreTrainedModel(PackableMixin, InputChannelsMixin, PreTrainedModel):
     """What Transformers wants to know of every model here."""
 
     stage_class: type[PyramidStage]

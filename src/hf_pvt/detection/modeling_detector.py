@@ -18,6 +18,7 @@ from transformers import AutoBackbone, AutoConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..auto import AUTO_CLASSES
+from ..cpu_packing import PackableMixin
 from ..drawn_layers import Drawn
 from ..feature_pyramid import FeaturePyramid
 from ..input_channels import InputChannelsMixin
@@ -77,7 +78,7 @@ def backbone_class(config: Any) -> Any:
     return AutoBackbone._model_mapping[type(config)]
 
 
-class Detector(InputChannelsMixin, PreTrainedModel):
+class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
     """Backbone -> neck -> head. See `DetectorOutput`."""
 
     config: DetectorConfig
