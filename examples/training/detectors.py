@@ -1,9 +1,10 @@
 """The detector to train: a published one on a pyramid, with fresh heads or a checkpoint's, and the data's labels."""
 
 import copy
+import dataclasses
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedMode
 
 import hf_pvt
 from hf_pvt.detection.auto_detectors import DETECTORS
+from hf_pvt.detection.configuration_detector import DetectorConfig, divided
 from hf_pvt.detection.modeling_detector import Detector
 from hf_pvt.variants import variant_of
 
@@ -40,7 +42,8 @@ def open_detector(
             `drop_path_rate` is the published detector's on a new backbone.
 
     Raises:
-        ValueError: both or none of `start` and `architecture`, no `backbone`, or what is no detector, or no backbone.
+        ValueError: both or none of `start` and `architecture`, no `backbone`, what is no detector, or no backbone, or a
+            field that neither has.
         FileNotFoundError: a path that is not there.
     """
     if (start is None) == (architecture is None) or (architecture is None) != (backbone is None):
@@ -50,12 +53,24 @@ def open_detector(
     torch.manual_seed(derived_seed(seed, Purpose.MODEL))
     if start is not None:
         check_path(start)
-        return with_labels(_opened(start, fields), labels, start)
-    if backbone in hf_pvt.VARIANTS:
-        return DETECTORS[str(architecture)](
-            hf_pvt.detector_config(str(architecture), str(backbone), **labels, **fields)
-        )
-    return on_backbone(str(architecture), str(backbone), labels, fields)
+        model = with_labels(_opened(start, fields), labels, start)
+    elif backbone in hf_pvt.VARIANTS:
+        config = hf_pvt.detector_config(str(architecture), str(backbone), **labels, **fields)
+        model = DETECTORS[str(architecture)](config)
+    else:
+        model = on_backbone(str(architecture), str(backbone), labels, fields)
+    check_fields(model.config, fields)
+    return model
+
+
+def check_fields(config: DetectorConfig, names: Iterable[str]) -> None:
+    """Raise ValueError for one that neither the detector nor its backbone has: it would be without effect."""
+    parts = (config, config.backbone_config)
+    known = {field.name for part in parts for field in dataclasses.fields(part)}  # type: ignore[arg-type]
+    for name in names:
+        if name not in known:
+            described = " on ".join(str(part.model_type) for part in parts)  # type: ignore[union-attr]
+            raise ValueError(f"--{name} is nothing that a {described} has; leave it out.")
 
 
 def _opened(start: str, fields: dict[str, Any]) -> Detector:
@@ -68,10 +83,15 @@ def _opened(start: str, fields: dict[str, Any]) -> Detector:
     if Path(start).is_file():
         model = hf_pvt.load_original(start, **fields)
     else:
-        if not isinstance(AutoConfig.from_pretrained(start), tuple(cls.config_class for cls in DETECTORS.values())):
+        config = AutoConfig.from_pretrained(start)
+        if not isinstance(config, tuple(cls.config_class for cls in DETECTORS.values())):
             raise ValueError(no_detector(start))
+        own, of_backbone = divided(fields, type(config), type(config.backbone_config))
+        for part, values in ((config, own), (config.backbone_config, of_backbone)):
+            for name, value in values.items():
+                setattr(part, name, value)
         model, report = AutoModelForObjectDetection.from_pretrained(
-            start, dtype=torch.float32, output_loading_info=True, **fields
+            start, config=config, dtype=torch.float32, output_loading_info=True
         )
         missing = report["missing_keys"]
     if not isinstance(model, Detector):

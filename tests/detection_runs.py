@@ -1,0 +1,136 @@
+"""Small runs of examples/run_object_detection.py, in this process or others."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import demo_segmentation
+import numpy as np
+import run_object_detection as script
+import torch
+from classification_runs import ENVIRONMENT, reset, results, weights
+from families import PVT_V2, DetectorRow
+from PIL import Image
+
+from hf_pvt.detection.coco_masks import encode_mask
+
+__all__ = ["annotate", "detector", "digit_scenes", "flags", "launch", "run", "weights"]
+
+SCRIPT = Path(script.__file__)
+SIDE = 64
+FIRST_ID = 3  # of COCO's categories, which are not labels: its ids neither start at 0 nor follow each other
+NAMES = [f"digit {digit}" for digit in range(10)]
+
+
+def digit_scenes(root: Path, training: int, validation: int, one_name: bool = False) -> Path:
+    """Digits somebody wrote, on photographs, each in its quarter of 64 pixels, with COCO's JSON in each folder.
+
+    Args:
+        one_name: all are of the one category "digit".
+    """
+    with patch.multiple(demo_segmentation, SCENE_SIZE=SIDE, DIGIT_SIZES=(28, 33)):
+        for split, count in (("train", training), ("validation", validation)):
+            folder = root / split
+            folder.mkdir(parents=True)
+            images: list[dict[str, Any]] = []
+            objects: list[dict[str, Any]] = []
+            for number, (pixels, labels) in enumerate(demo_segmentation.scenes(count, split == "validation", seed=0)):
+                name, image_id = f"{number:04}.png", 100 + number
+                Image.fromarray(pixels).save(folder / name)
+                images.append({"id": image_id, "file_name": name, "width": SIDE, "height": SIDE})
+                for label, mask in objects_of(labels):
+                    category = FIRST_ID + (0 if one_name else 2 * label)
+                    known = {"id": len(objects) + 1, "image_id": image_id, "category_id": category}
+                    objects.append(known | annotation(mask))
+            names = ["digit"] if one_name else NAMES
+            categories = [{"id": FIRST_ID + 2 * label, "name": name} for label, name in enumerate(names)]
+            content = {"images": images, "annotations": objects, "categories": categories}
+            (folder / "annotations.json").write_text(json.dumps(content))
+    return root
+
+
+def objects_of(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The digits of a label map (H, W), and their pixels; a quarter has one at most."""
+    middle = SIDE // 2
+    for rows, columns in product((np.s_[:middle], np.s_[middle:]), repeat=2):
+        mask = np.zeros(labels.shape, dtype=bool)
+        mask[rows, columns] = labels[rows, columns] > 0
+        if mask.any():
+            yield int(labels[mask].max()) - 1, mask
+
+
+def annotation(mask: np.ndarray) -> dict[str, Any]:
+    """What COCO says of an object's pixels (H, W)."""
+    rows, columns = np.nonzero(mask)
+    (top, left), (bottom, right) = (map(int, (rows.min(), columns.min())), map(int, (rows.max(), columns.max())))
+    box = [left, top, right - left + 1, bottom - top + 1]
+    return {"bbox": box, "area": int(mask.sum()), "iscrowd": 0, "segmentation": encode_mask(mask)}
+
+
+def annotate(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the JSON of a folder in place."""
+    file = folder / "annotations.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def detector(folder: Path, kind: DetectorRow, hidden_sizes: Sequence[int] = (8, 16, 20, 32), **overrides: Any) -> Path:
+    """A saved detector of the digits with fresh weights; by default too small to learn, and quick."""
+    backbone = PVT_V2.tiny_config(
+        hidden_sizes=hidden_sizes, depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 4, 4), drop_path_rate=0.0
+    )
+    quick = {"fpn_hidden_size": 16, "id2label": dict(enumerate(NAMES)), "label2id": {n: i for i, n in enumerate(NAMES)}}
+    if kind.name == "retinanet":
+        quick |= {"num_head_convs": 1}
+    else:
+        quick |= {"box_hidden_size": 32, "num_mask_convs": 1, "max_proposals": 40, "box_samples": 32, "rpn_samples": 64}
+    torch.manual_seed(0)
+    kind.model(kind.config(backbone_config=backbone, **(quick | kind.fields | overrides))).save_pretrained(folder)
+    return folder
+
+
+def flags(data: Path, output: Path, **values: Any) -> list[str]:
+    """Four steps of four images of 64 pixels."""
+    defaults = {
+        "train_dir": data / "train",
+        "validation_dir": data / "validation",
+        "output_dir": output,
+        "shorter_side": SIDE,
+        "longer_side": SIDE,
+        "max_steps": 4,
+        "warmup_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "layer_decay": 1,
+        "dataloader_num_workers": 0,
+        "overlays": 0,
+    }
+    chosen = {name: value for name, value in (defaults | values).items() if value is not None}
+    return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """results.json of a run in this process."""
+    reset()
+    try:
+        script.main(arguments)
+    finally:
+        reset()
+    return results(Path(arguments[arguments.index("--output_dir") + 1]))
+
+
+def launch(arguments: Sequence[str], processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own, or in several that talk through gloo."""
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+    launcher += ["--num_processes", str(processes), "--main_process_port", "0"]  # a free port
+    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *arguments]
+    return subprocess.run(
+        command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240
+    )
