@@ -1,5 +1,7 @@
 """Small runs of examples/run_object_detection.py, in this process or others."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -15,12 +17,15 @@ import numpy as np
 import run_object_detection as script
 import torch
 from classification_runs import ENVIRONMENT, reset, results, weights
-from families import PVT_V2, DetectorRow
+from families import PVT_V2, RETINANET, DetectorRow
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from hf_pvt.detection.coco_masks import encode_mask
 
-__all__ = ["annotate", "detector", "digit_scenes", "flags", "launch", "run", "weights"]
+__all__ = ["annotate", "by_hand", "detector", "digit_scenes", "flags", "launch", "run", "weights"]
 
 SCRIPT = Path(script.__file__)
 SIDE = 64
@@ -81,18 +86,27 @@ def annotate(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     file.write_text(json.dumps(content))
 
 
-def detector(folder: Path, kind: DetectorRow, hidden_sizes: Sequence[int] = (8, 16, 20, 32), **overrides: Any) -> Path:
-    """A saved detector of the digits with fresh weights; by default too small to learn, and quick."""
+def detector(
+    folder: Path, kind: DetectorRow, hidden_sizes: Sequence[int] = (8, 16, 20, 32), sure: bool = False, **overrides: Any
+) -> Path:
+    """A saved detector of the digits with fresh weights; by default too small to learn, and quick.
+
+    Args:
+        sure: RetinaNet says of many places that there is something, so that it has detections.
+    """
     backbone = PVT_V2.tiny_config(
         hidden_sizes=hidden_sizes, depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 4, 4), drop_path_rate=0.0
     )
     quick = {"fpn_hidden_size": 16, "id2label": dict(enumerate(NAMES)), "label2id": {n: i for i, n in enumerate(NAMES)}}
-    if kind.name == "retinanet":
+    if kind is RETINANET:
         quick |= {"num_head_convs": 1}
     else:
         quick |= {"box_hidden_size": 32, "num_mask_convs": 1, "max_proposals": 40, "box_samples": 32, "rpn_samples": 64}
     torch.manual_seed(0)
-    kind.model(kind.config(backbone_config=backbone, **(quick | kind.fields | overrides))).save_pretrained(folder)
+    model = kind.model(kind.config(backbone_config=backbone, **(kind.fields | quick | overrides)))
+    if sure and kind is RETINANET:
+        model.bbox_head.retina_cls.bias.data.add_(3)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -134,3 +148,41 @@ def launch(arguments: Sequence[str], processes: int = 1, **environment: str) -> 
     return subprocess.run(
         command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240
     )
+
+
+def by_hand(folder: Path, data: Path) -> dict[str, float]:
+    """What pycocotools says of a saved model on a folder of images with COCO's JSON, image by image."""
+    model = AutoModelForObjectDetection.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    found: list[dict[str, Any]] = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(data / "annotations.json"))
+        ids = sorted(truth.getCatIds())
+        for image_id, image in truth.imgs.items():
+            with Image.open(data / image["file_name"]) as picture, torch.no_grad():
+                outputs = model(**processor(picture, return_tensors="pt"))
+            sizes = [(image["height"], image["width"])]
+            if model.has_masks:
+                (answer,) = processor.post_process_instance_segmentation(
+                    outputs, target_sizes=sizes, return_coco_annotation=True
+                )
+            else:
+                (answer,) = processor.post_process_object_detection(outputs, target_sizes=sizes)
+            for number, (x1, y1, x2, y2) in enumerate(answer["boxes"].double().tolist()):
+                entry = {"image_id": image_id, "category_id": ids[int(answer["labels"][number])]}
+                entry |= {"score": float(answer["scores"][number]), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+                found.append(entry | ({"segmentation": answer["segmentation"][number]} if model.has_masks else {}))
+        scores = dict(zip(("box_ap", "box_ap50"), average_precision(truth, found, "bbox"), strict=True))
+        if model.has_masks:
+            masks = [{name: value for name, value in entry.items() if name != "bbox"} for entry in found]
+            scores["mask_ap"], scores["mask_ap50"] = average_precision(truth, masks, "segm")
+    return scores
+
+
+def average_precision(truth: COCO, found: list[dict[str, Any]], kind: str) -> tuple[float, float]:
+    """Over all overlaps, and at 0.5."""
+    evaluation = COCOeval(truth, truth.loadRes(found), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats[0], evaluation.stats[1]

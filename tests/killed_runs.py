@@ -11,7 +11,7 @@ from pathlib import Path
 
 from classification_runs import ENVIRONMENT
 
-# Reads the module of the script, the command line of the run, the output folder, and how often to kill; prints what it saw.
+# Reads the script's module, the command line of the run, the output folder, and how often to kill; prints what it saw.
 KILLER = """
 import importlib, json, os, random, shutil, signal, sys, time
 from pathlib import Path

@@ -1,0 +1,247 @@
+"""The detection script: what a run leaves, its evaluation, where it may start, and what it is told."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from classification_runs import results, too_small
+from detection_runs import NAMES, annotate, by_hand, detector, digit_scenes, flags, launch, run, weights
+from families import MASK_RCNN, PVT_V2, RETINANET, DetectorRow
+from hub_server import TOKEN, HubServer
+from safetensors.torch import load_file
+from training.launch import TrainingError
+from transformers import AutoModelForObjectDetection
+
+KINDS = (RETINANET, MASK_RCNN)
+FILE = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen scenes to train on and six to validate; one of those has a crowd region, another no object."""
+    root = digit_scenes(tmp_path_factory.mktemp("data"), 16, 6)
+
+    def with_oddities(content: dict[str, Any]) -> None:
+        content["annotations"][0]["iscrowd"] = 1
+        last = content["images"][-1]["id"]
+        content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != last]
+
+    annotate(root / "validation", with_oddities)
+    return root
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("starts")
+    return {kind.name: detector(folder / kind.name, kind, sure=True) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_a_run_leaves(kind: DetectorRow, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    """Scores that pycocotools finds for the model folder, pictures of each evaluation, and a card."""
+    out = tmp_path / "out"
+    metrics = run(flags(data, out, model_name_or_path=starts[kind.name], eval_steps=2, overlays=2))["metrics"]
+    assert metrics["examples"] == 6
+    expected = by_hand(out / "model", data / "validation")
+    assert set(expected) == {n for n in metrics if n in ("box_ap", "box_ap50", "mask_ap", "mask_ap50")}
+    assert expected["box_ap"] > 0
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, abs=1e-6)
+    pictures = sorted(str(path.relative_to(out / "overlays")) for path in (out / "overlays").rglob("*.png"))
+    assert pictures == [f"step-{step}/{number}.png" for step in (2, 4) for number in (0, 1)]
+    model = AutoModelForObjectDetection.from_pretrained(out / "model")
+    assert list(model.config.id2label.values()) == NAMES
+    moved = [not weight.equal(weights(out)[name]) for name, weight in load_file(starts[kind.name] / FILE).items()]
+    assert len(moved) == len(weights(out)) and all(moved)
+    card = (out / "model" / "README.md").read_text()
+    assert "box_ap" in card and ("mask_ap" in card) == (kind is MASK_RCNN)
+    assert f"pipeline_tag: {'image-segmentation' if kind is MASK_RCNN else 'object-detection'}" in card
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_two_processes_are_one_with_the_joint_batch(kind: DetectorRow, tmp_path: Path) -> None:
+    """Though images have four objects or one; and 201 images are 201."""
+    data = digit_scenes(tmp_path / "data", 24, 201)
+
+    def uneven(content: dict[str, Any]) -> None:
+        poor = {image["id"] for image in content["images"][::2]}
+        first = {entry["image_id"]: entry for entry in reversed(content["annotations"])}
+        content["annotations"] = [
+            e for e in content["annotations"] if e["image_id"] not in poor or first[e["image_id"]] is e
+        ]
+
+    annotate(data / "train", uneven)
+    # Anchors and proposals that are drawn by chance would be others: all are taken.
+    fields = {} if kind is RETINANET else {"rpn_samples": 4096, "box_samples": 1000}
+    start = detector(tmp_path / "start", kind, **fields)
+    values = {"model_name_or_path": start, "drop_path_rate": 0, "scale_lowest": 1, "max_grad_norm": 1, "max_steps": 5}
+    # Of a gradient that cancels out but for noise, Adam makes steps that at 1e-3 are seen.
+    values["learning_rate"] = 3e-4
+    process = launch(flags(data, tmp_path / "two", per_device_train_batch_size=2, **values), processes=2)
+    assert process.returncode == 0, process.stderr[-3000:]
+    one = run(flags(data, tmp_path / "one", per_device_train_batch_size=4, **values))
+    two = results(tmp_path / "two")
+    assert (one["num_processes"], two["num_processes"]) == (1, 2)
+    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
+    assert one["metrics"]["examples"] == two["metrics"]["examples"] == 201
+    assert two["metrics"]["box_ap"] == pytest.approx(one["metrics"]["box_ap"], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_resumed_run_ends_the_same(kind: DetectorRow, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    """Bit for bit, with augmentation, accumulation and a moving average, in the middle of an epoch."""
+    values = {"model_name_or_path": starts[kind.name], "checkpointing_steps": 2, "ema_decay": 0.5, "random_crop": 0.5}
+    values |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3, "drop_path_rate": 0.2}
+    for name in ("whole", "resumed"):
+        whole = run(flags(data, tmp_path / name, **values))
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "resumed" / "model")
+    resumed = run([*flags(data, tmp_path / "resumed", **values), "--resume"])
+    assert resumed["metrics"] == whole["metrics"]
+    found = [weights(tmp_path / name) for name in ("whole", "resumed")]
+    assert found[0].keys() == found[1].keys()
+    assert all(found[1][name].equal(weight) for name, weight in found[0].items())
+
+
+def test_a_moving_average_is_saved(data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    """Of the weights after each step, from the first one on; and it is what was evaluated."""
+    values = {"model_name_or_path": starts["retinanet"], "max_steps": 3, "checkpointing_steps": 1}
+    metrics = run(flags(data, tmp_path / "average", ema_decay=0.7, **values))["metrics"]
+    run(flags(data, tmp_path / "plain", **values))
+    steps = [load_file(tmp_path / "plain" / f"checkpoint-{step}" / FILE) for step in (1, 2, 3)]
+    for name, weight in weights(tmp_path / "average").items():
+        expected = steps[0][name]
+        for step in steps[1:]:
+            expected = 0.7 * expected + 0.3 * step[name]
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
+    assert not weights(tmp_path / "plain")[name].equal(weights(tmp_path / "average")[name])
+    assert metrics["box_ap"] == pytest.approx(
+        by_hand(tmp_path / "average" / "model", data / "validation")["box_ap"], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_mixed_precision(kind: DetectorRow, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    """Products in bf16: nearly the weights of float32, which they stay."""
+    values = {"model_name_or_path": starts[kind.name], "max_steps": 2, "validation_dir": None, "train_val_split": 0}
+    for precision in ("no", "bf16"):
+        run(flags(data, tmp_path / precision, mixed_precision=precision, **values))
+    exact, mixed, before = weights(tmp_path / "no"), weights(tmp_path / "bf16"), load_file(starts[kind.name] / FILE)
+    assert {weight.dtype for weight in mixed.values()} == {torch.float32}
+    moved, apart = (sum((exact[name] - other[name]).abs().sum().item() for name in exact) for other in (before, mixed))
+    assert 0 < apart < 0.5 * moved
+
+
+def test_the_run_stops_at_nan(data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    values = {"model_name_or_path": starts["mask_rcnn"], "learning_rate": 1e30, "logging_steps": 1}
+    with pytest.raises(TrainingError, match=r"^the loss is (nan|inf) in step \d, .*; there is no checkpoint\. Lower "):
+        run(flags(data, tmp_path / "out", **values))
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_share_is_held_out(data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    """A quarter of sixteen: twelve images are three steps of four."""
+    values = {"validation_dir": None, "train_val_split": 0.25, "max_steps": None, "num_train_epochs": 1}
+    record = run(flags(data, tmp_path / "out", model_name_or_path=starts["retinanet"], **values))
+    assert (record["metrics"]["examples"], record["steps"]) == (4, 3)
+
+
+def test_a_new_detector_on_a_classifier(data: Path, tmp_path: Path) -> None:
+    """Its pyramid begins as the classifier's, and the heads as published."""
+    torch.manual_seed(1)
+    config = PVT_V2.config.from_pretrained(too_small(tmp_path, num_labels=5, drop_path_rate=0.0))
+    classifier = PVT_V2.classifier(config)
+    classifier.save_pretrained(tmp_path / "classifier")
+    values = {"architecture": "retinanet", "from_backbone": tmp_path / "classifier", "max_steps": 1}
+    values |= {"learning_rate": 1e-30, "weight_decay": 0, "train_val_split": 0, "validation_dir": None}
+    run(flags(data, tmp_path / "out", drop_path_rate=0.25, **values))
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out" / "model")
+    assert (model.config.num_labels, model.config.fpn_hidden_size) == (10, 256)
+    assert model.config.backbone_config.drop_path_rate == 0.25
+    theirs = classifier.base_model.state_dict()
+    ours = {name: weight for name, weight in model.backbone.state_dict().items() if name in theirs}
+    assert len(ours) > 40
+    torch.testing.assert_close(ours, {name: theirs[name] for name in ours}, rtol=0, atol=1e-20)
+
+
+@pytest.mark.parametrize("source", ["saved", "new"])
+def test_masks_are_left_out(source: str, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    """Faster R-CNN, of a saved Mask R-CNN too; its data needs no masks."""
+    shutil.copytree(data, tmp_path / "boxes")
+    for split in ("train", "validation"):
+        annotate(tmp_path / "boxes" / split, lambda content: [e.pop("segmentation") for e in content["annotations"]])
+    start: dict[str, Any] = {"model_name_or_path": starts["mask_rcnn"]}
+    if source == "new":
+        start = {"architecture": "mask_rcnn", "from_backbone": "pvt-v2-b0", "per_device_train_batch_size": 1}
+    values = flags(tmp_path / "boxes", tmp_path / "out", max_steps=1, **start)
+    with pytest.raises(ValueError, match=r"^\d+ of \d+ training objects have no segmentation.*--with_masks False\.$"):
+        run(values)
+    metrics = run([*values, "--with_masks", "False"])["metrics"]
+    assert "box_ap" in metrics and "mask_ap" not in metrics
+    assert not any("mask" in name for name in weights(tmp_path / "out"))
+
+
+def test_other_labels(data: Path, tmp_path: Path) -> None:
+    """The layers that know the labels are new, whatever they were called; all others go on."""
+    start = detector(tmp_path / "start", MASK_RCNN, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
+    values = {"learning_rate": 1e-30, "weight_decay": 0, "max_steps": 1, "train_val_split": 0, "validation_dir": None}
+    run(flags(data, tmp_path / "out", model_name_or_path=start, **values))
+    after = weights(tmp_path / "out")
+    before = load_file(start / FILE)
+    fresh = {n for n, w in before.items() if w.shape != after[n].shape or not w.allclose(after[n], rtol=0, atol=1e-20)}
+    layers = {name.rsplit(".", 2)[-2] for name in fresh}
+    assert layers == {"fc_cls", "fc_reg", "conv_logits"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "say where to start: --model_name_or_path, or --architecture with --from_backbone."),
+        ({"architecture": "retinanet"}, "say where to start: "),
+        ({"model_name_or_path": "DETECTOR", "architecture": "retinanet"}, "say where to start: "),
+        ({"model_name_or_path": "DETECTOR", "from_backbone": "pvt-v2-b0"}, "say where to start: "),
+        ({"model_name_or_path": "CLASSIFIER"}, "CLASSIFIER has no detector's heads; give it as --from_backbone"),
+        ({"model_name_or_path": "./gone"}, "there is no file or folder ./gone to start from."),
+        ({"architecture": "yolo", "from_backbone": "pvt-v2-b0"}, "argument --architecture: invalid choice: 'yolo'"),
+        ({"model_name_or_path": "DETECTOR", "with_masks": True}, "--with_masks is nothing that a retinanet on pvt_v2 "),
+        ({"model_name_or_path": "DETECTOR", "train_dir": None}, "there is no training data; give --train_dir with "),
+        ({"model_name_or_path": "DETECTOR", "train_dir": "gone"}, "there is no folder gone."),
+        ({"model_name_or_path": "DETECTOR", "train_annotations": "gone.json"}, "there is no file gone.json; give COCO"),
+        (
+            {"model_name_or_path": "DETECTOR", "bbox_format": "xy"},
+            "argument --bbox_format/--bbox-format: invalid choice: 'xy'",
+        ),
+        ({"model_name_or_path": "DETECTOR", "recipe": "coco-2x"}, "argument --recipe: invalid choice: 'coco-2x'"),
+        ({"model_name_or_path": "DETECTOR", "per_device_train_batch_size": 17}, "the training data has 16 samples, "),
+    ],
+    ids=[
+        *("no start", "no backbone", "two starts", "detector and backbone", "classifier", "no folder", "architecture"),
+        *("masks", "no data", "no images", "no annotations", "format", "recipe", "batch"),
+    ],
+)
+def test_what_cannot_be_run(
+    values: dict[str, Any], message: str, data: Path, starts: dict[str, Path], tmp_path: Path
+) -> None:
+    """In a sentence that names the flag or the file."""
+    PVT_V2.classifier(PVT_V2.tiny_config()).save_pretrained(tmp_path / "classifier")
+    places = {"DETECTOR": str(starts["retinanet"]), "CLASSIFIER": str(tmp_path / "classifier")}
+    with pytest.raises((ValueError, OSError)) as caught:
+        run(flags(data, tmp_path / "out", **{name: places.get(str(v), v) for name, v in values.items()}))
+    for name, path in places.items():
+        message = message.replace(name, path)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_is_pushed(hub: HubServer, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
+    """The model folder and nothing else, in one commit."""
+    values = {"model_name_or_path": starts["retinanet"], "max_steps": 1, "hub_model_id": "me/digits"}
+    argv = flags(data, tmp_path / "out", push_to_hub=True, **values)
+    process = launch(argv, HF_TOKEN=TOKEN, **hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "0"})
+    assert process.returncode == 0, process.stderr
+    pushed, folder = hub.repos["me/digits"].files(), tmp_path / "out" / "model"
+    assert pushed.keys() - {".gitattributes"} == {path.name for path in folder.iterdir()}
+    assert pushed[FILE] == (folder / FILE).read_bytes()
+    assert b"# me/digits" in pushed["README.md"] and hub.count("POST", "*/commit/*") == 1
