@@ -36,17 +36,18 @@ class DetectionView:
         size = image_size(image)
         inputs = self.processor(image, return_tensors="pt")
         if self.decode.with_masks:
-            objects = [entry | {"segmentation": self.encoded(entry, example, size)} for entry in objects]
+            objects = [self.encoded(entry, number, example, size) for number, entry in enumerate(objects)]
         return {
             "pixel_values": inputs["pixel_values"][0],
             "pixel_mask": inputs["pixel_mask"][0],
             "reference": {"image_id": example.image_id, "size": size, "annotations": objects},
         }
 
-    def encoded(self, entry: dict[str, Any], example: Example, size: tuple[int, int]) -> dict[str, Any]:
-        """A mask in the short form, of which many fit into memory."""
+    def encoded(self, entry: dict[str, Any], number: int, example: Example, size: tuple[int, int]) -> dict[str, Any]:
+        """An object whose mask has the short form, of which many fit into memory."""
+        where = f"annotation {number} of image {example.image_id}"
         try:
-            return encode_mask(draw_mask(entry.get("segmentation"), size))
+            return entry | {"segmentation": encode_mask(draw_mask(entry.get("segmentation"), size, where))}
         except ValueError as error:
             raise broken(example, error) from error
 
