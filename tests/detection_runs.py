@@ -16,7 +16,7 @@ import demo_segmentation
 import numpy as np
 import run_object_detection as script
 import torch
-from classification_runs import ENVIRONMENT, reset, results, weights
+from classification_runs import ENVIRONMENT, reset, results
 from families import PVT_V2, RETINANET, DetectorRow
 from PIL import Image
 from pycocotools.coco import COCO
@@ -24,8 +24,6 @@ from pycocotools.cocoeval import COCOeval
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from hf_pvt.detection.coco_masks import encode_mask
-
-__all__ = ["annotate", "by_hand", "detector", "digit_scenes", "flags", "launch", "run", "weights"]
 
 SCRIPT = Path(script.__file__)
 SIDE = 64

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detection_runs import annotate, by_hand, detector, digit_scenes, flags, launch, run, weights
+from classification_runs import weights
+from detection_runs import annotate, by_hand, detector, digit_scenes, flags, launch, run
 from families import MASK_RCNN, RETINANET
 from training.images import BadImageError
 
@@ -126,11 +127,12 @@ def test_an_error_is_one_line(own: Path, start: Path, tmp_path: Path) -> None:
 def test_objects_without_area_are_left_out(
     data: Path, own: Path, start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And said; the same weights as without them."""
+    """Those below a pixel, too, and it is said; the same weights as without them."""
 
     def with_flat(content: Content) -> None:
         for entry in content["annotations"][:5]:
-            flat = {"bbox": [*entry["bbox"][:2], 0, 9], "area": 0}
+            width = entry["id"] % 2 / 2
+            flat = {"bbox": [*entry["bbox"][:2], width, 9], "area": 9 * width}
             content["annotations"].append(entry | flat | {"id": 1000 + entry["id"]})
 
     annotate(own / "train", with_flat)

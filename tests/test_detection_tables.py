@@ -8,7 +8,8 @@ import datasets
 import numpy as np
 import pytest
 import tifffile
-from detection_runs import NAMES, by_hand, detector, digit_scenes, flags, run, weights
+from classification_runs import weights
+from detection_runs import NAMES, by_hand, detector, digit_scenes, flags, run
 from families import MASK_RCNN, RETINANET
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 

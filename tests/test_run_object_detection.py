@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from classification_runs import results, too_small
-from detection_runs import NAMES, annotate, by_hand, detector, digit_scenes, flags, launch, run, weights
+from classification_runs import results, too_small, weights
+from detection_runs import NAMES, annotate, by_hand, detector, digit_scenes, flags, launch, run
 from families import MASK_RCNN, PVT_V2, RETINANET, DetectorRow
 from hub_server import TOKEN, HubServer
 from safetensors.torch import load_file
