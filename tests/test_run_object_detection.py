@@ -4,15 +4,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import run_object_detection as script
 import torch
 from classification_runs import results, too_small, weights
 from detection_runs import NAMES, annotate, by_hand, detector, digit_scenes, flags, launch, run
 from families import MASK_RCNN, PVT_V2, RETINANET, DetectorRow
 from hub_server import TOKEN, HubServer
+from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from training.launch import TrainingError
 from transformers import AutoModelForObjectDetection
+
+from hf_pvt.detection.coco_masks import draw_mask, encode_mask
 
 KINDS = (RETINANET, MASK_RCNN)
 FILE = "model.safetensors"
@@ -132,6 +138,67 @@ def test_mixed_precision(kind: DetectorRow, data: Path, starts: dict[str, Path],
     assert {weight.dtype for weight in mixed.values()} == {torch.float32}
     moved, apart = (sum((exact[name] - other[name]).abs().sum().item() for name in exact) for other in (before, mixed))
     assert 0 < apart < 0.5 * moved
+
+
+def stretched(folder: Path) -> None:
+    """Every second image gets a black margin at its right, the others below."""
+
+    def stretch(content: dict[str, Any]) -> None:
+        for number, image in enumerate(content["images"]):
+            size = (90, 64) if number % 2 else (64, 90)
+            with Image.open(folder / image["file_name"]) as picture:
+                picture.crop((0, 0, *size)).save(folder / image["file_name"])
+            image["width"], image["height"] = size
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        for entry in content["annotations"]:
+            mask = np.zeros(sizes[entry["image_id"]], dtype=bool)
+            mask[:64, :64] = draw_mask(entry["segmentation"], (64, 64))
+            entry["segmentation"] = encode_mask(mask)
+
+    annotate(folder, stretch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "expected"),
+    [
+        (RETINANET, "coco-1x", {"learning_rate": 2.5e-5, "weight_decay": 1e-4, "random_crop": 0.0}),
+        (MASK_RCNN, "coco-1x", {"learning_rate": 5e-5, "weight_decay": 1e-4, "random_crop": 0.0}),
+        (MASK_RCNN, "coco-3x", {"learning_rate": 2.5e-5, "weight_decay": 0.05, "random_crop": 0.5}),
+    ],
+    ids=["retinanet 1x", "mask_rcnn 1x", "mask_rcnn 3x"],
+)
+def test_published_recipes(
+    kind: DetectorRow,
+    recipe: str,
+    expected: dict[str, float],
+    starts: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At a batch of four; a step takes upright images or wide ones, and none without objects."""
+    data, seen, loss_of = digit_scenes(tmp_path / "data", 18, 4), [], script.Detection.loss
+
+    def without_two(content: dict[str, Any]) -> None:
+        empty = {content["images"][number]["id"] for number in (4, 7)}
+        content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] not in empty]
+
+    def recorded(task: script.Detection, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        seen.append([(int(mask.any(0).sum()) > int(mask.any(1).sum())) for mask in batch["pixel_mask"]])
+        return loss_of(task, model, batch)
+
+    annotate(data / "train", without_two)
+    for share in ("train", "validation"):
+        stretched(data / share)
+    monkeypatch.setattr(script.Detection, "loss", recorded)
+    published = {"recipe": recipe, "learning_rate": None, "warmup_steps": None, "layer_decay": None}
+    values = {"longer_side": 90, "max_steps": None, "num_train_epochs": 1}
+    record = run(flags(data, tmp_path / "out", model_name_or_path=starts[kind.name], **published, **values))
+    assert record["steps"] == 4 and record["peak_learning_rate"] == pytest.approx(expected.pop("learning_rate"))
+    assert {name: record["arguments"][name] for name in expected} == expected
+    if recipe == "coco-1x":  # a part of a wide image may be upright
+        assert sorted(seen) == [[False] * 4] * 2 + [[True] * 4] * 2
+    for name, value in by_hand(tmp_path / "out" / "model", data / "validation").items():
+        assert record["metrics"][name] == pytest.approx(value, abs=1e-6)
 
 
 def test_the_run_stops_at_nan(data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
