@@ -18,9 +18,10 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-demo: $(VENV)/demo.installed  ## train, save, load and draw a classifier and a segmenter: the main jobs
+demo: $(VENV)/demo.installed  ## train, save, load and draw a classifier, a segmenter and a detector: the main jobs
 	$(BIN)/python examples/demo_classification.py
 	$(BIN)/python examples/demo_segmentation.py
+	$(BIN)/python examples/demo_detection.py
 
 test: $(VENV)/test.installed demo  ## the main jobs and the tests
 	$(BIN)/python -m pytest -n 2

@@ -43,6 +43,25 @@ def detectors_table() -> str:
     return "\n".join(lines)
 
 
+def measure_commands() -> str:
+    """The commands that measure what the papers report of one variant."""
+    variant, detector = VARIANTS["pvt-v2-b2"], PUBLISHED_DETECTORS["retinanet-pvt-v2-b2"]
+    figures = {
+        f"ImageNet-1k, top-1 accuracy, reported: {variant.top1_reported:.1f}%": (
+            "pvt_v2_b2.pth --validation_dir imagenet/val"
+        ),
+        f"ADE20K, mean IoU, reported: {variant.miou_reported:.1f}%": (
+            "fpn_pvt_v2_b2_ade20k.pth \\\n    --validation_dir ADEChallengeData2016 --labels ade20k --reduce_labels"
+        ),
+        f"COCO, box AP of RetinaNet, reported: {detector.box_ap_reported:.1f}%": (
+            "retinanet_pvt_v2_b2_fpn_1x_coco.pth \\\n"
+            "    --validation_dir coco/val2017 --validation_annotations coco/annotations/instances_val2017.json"
+        ),
+    }
+    lines = [f"# {figure}\npython examples/evaluate_model.py {words}" for figure, words in figures.items()]
+    return "```bash\n" + "\n".join(lines) + "\n```"
+
+
 def detection_table() -> str:
     """The last run of `benchmarks.detection`."""
     results = json.loads((RESULTS / "detection.json").read_text())
@@ -69,6 +88,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {
         "variants": variants_table,
         "detectors": detectors_table,
+        "measure": measure_commands,
         "forward": forward_table,
         "detection": detection_table,
     },

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from digit_scenes import SCENE_SIZE, Scene, scenes
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_image
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
@@ -26,48 +25,8 @@ from hf_pvt.drawing import distinct_colour
 from hf_pvt.metrics import MeanIoU
 
 GOAL = 0.6  # mean IoU
-SCENE_SIZE = 96
-DIGIT_SIZES = (28, 49)  # from, below; pixels
 NAMES = {0: "background", **{digit + 1: f"digit {digit}" for digit in range(10)}}
 PALETTE = [(0, 0, 0), *(distinct_colour(digit) for digit in range(10))]
-
-Scene = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) and label map (H, W), uint8
-
-
-def scenes(count: int, held_out: bool, seed: int) -> list[Scene]:
-    """Scenes of the training or of the held-out digits; each on its own side of the photographs."""
-    generator = np.random.default_rng(seed)
-    digits = load_digits()
-    parts = train_test_split(digits.images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
-    scans, labels = (parts[1], parts[3]) if held_out else (parts[0], parts[2])
-    photos = [np.split(load_sample_image(name), [400], axis=1)[held_out] for name in ("china.jpg", "flower.jpg")]
-    return [scene(generator, scans, labels, photos) for _ in range(count)]
-
-
-def scene(generator: np.random.Generator, scans: np.ndarray, labels: np.ndarray, photos: list[np.ndarray]) -> Scene:
-    """A piece of a photograph with two to four digits, one per quarter, in colours that stand out."""
-    photo = photos[generator.integers(len(photos))]
-    top, left = (generator.integers(side - SCENE_SIZE + 1) for side in photo.shape[:2])
-    image = photo[top : top + SCENE_SIZE, left : left + SCENE_SIZE].astype(np.float32)
-    label_map = np.zeros((SCENE_SIZE, SCENE_SIZE), dtype=np.uint8)
-    for quarter in generator.permutation(4)[: generator.integers(2, 5)]:
-        index = generator.integers(len(scans))
-        size = int(generator.integers(*DIGIT_SIZES))
-        scan = Image.fromarray((scans[index] * 255 / 16).astype(np.uint8)).resize(
-            (size, size), Image.Resampling.BICUBIC
-        )
-        ink = np.asarray(scan)[..., None] / 255  # (size, size, 1), how much of it there is
-        y, x = (
-            half * SCENE_SIZE // 2 + int(generator.integers(max(SCENE_SIZE // 2 - size, 0) + 1))
-            for half in divmod(int(quarter), 2)
-        )
-        y, x = min(y, SCENE_SIZE - size), min(x, SCENE_SIZE - size)
-        place = np.s_[y : y + size, x : x + size]
-        bright = image[place].mean() < 128
-        colour = generator.uniform(170, 255, 3) if bright else generator.uniform(0, 85, 3)
-        image[place] += ink * (colour - image[place])
-        label_map[place][ink[..., 0] > 0.4] = labels[index] + 1
-    return image.clip(0, 255).astype(np.uint8), label_map
 
 
 def train(pixel_values: Tensor, labels: Tensor, steps: int, batch_size: int = 16) -> hf_pvt.P2tForSemanticSegmentation:
@@ -110,10 +69,10 @@ def label_map_of(results: list[dict], size: tuple[int, int]) -> np.ndarray:
 def draw(held_out: list[Scene], predictions: list[np.ndarray], path: Path, columns: int = 4) -> None:
     """Ground truth above predictions, as overlays with legends."""
     rows = []
-    for label_maps in ([labels for _, labels in held_out], predictions):
+    for label_maps in ([scene.label_map for scene in held_out], predictions):
         overlays = [
-            hf_pvt.draw_segmentation(Image.fromarray(image).resize((288, 288)), enlarged(labels), NAMES, PALETTE)
-            for (image, _), labels in zip(held_out[:columns], label_maps[:columns], strict=True)
+            hf_pvt.draw_segmentation(Image.fromarray(scene.image).resize((288, 288)), enlarged(labels), NAMES, PALETTE)
+            for scene, labels in zip(held_out[:columns], label_maps[:columns], strict=True)
         ]
         row = Image.new("RGB", (sum(o.width for o in overlays), max(o.height for o in overlays)), "white")
         for index, overlay in enumerate(overlays):
@@ -139,8 +98,8 @@ def main() -> None:
     folder = arguments.output_dir / "digit-scenes-p2t"
 
     processor = hf_pvt.segmentation_image_processor(size={"height": SCENE_SIZE, "width": SCENE_SIZE})
-    images, label_maps = zip(*scenes(2000, held_out=False, seed=0), strict=True)
-    batch = processor(list(images), list(label_maps), return_tensors="pt")
+    learnt = scenes(2000, held_out=False, seed=0)
+    batch = processor([scene.image for scene in learnt], [scene.label_map for scene in learnt], return_tensors="pt")
     model = train(batch["pixel_values"], batch["labels"], arguments.steps)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -153,10 +112,10 @@ def main() -> None:
     held_out = scenes(100, held_out=True, seed=1)
     metric = MeanIoU(len(NAMES))
     predictions = []
-    for image, labels in held_out:
-        predictions.append(label_map_of(segmenter(Image.fromarray(image)), labels.shape))
-        metric.add(prediction=predictions[-1], reference=labels)
-    Image.fromarray(held_out[0][0]).save(arguments.output_dir / "scene.png")
+    for scene in held_out:
+        predictions.append(label_map_of(segmenter(Image.fromarray(scene.image)), scene.label_map.shape))
+        metric.add(prediction=predictions[-1], reference=scene.label_map)
+    Image.fromarray(held_out[0].image).save(arguments.output_dir / "scene.png")
     picture = arguments.output_dir / "segmentation.png"
     draw(held_out, predictions, picture)
     mean_iou = metric.compute()["mean_iou"]

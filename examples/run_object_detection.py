@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 from torchvision.transforms import v2
 from training.annotated_images import AnnotationArguments, open_annotated
 from training.annotation_census import annotation, check_annotations
-from training.annotations import Decoder, Example
+from training.annotations import Categories, Decoder, Example
 from training.arguments import (
     UNDECAYED,
     DataArguments,
@@ -48,8 +48,10 @@ from training.launch import run_main, start
 from training.loop import Loop
 from training.optimization import Schedule, run_length
 from training.order import Purpose, derived_seed
+from training.query_detectors import STAGES, query_processor
 from training.results import finish, start_name
 from training.samples import Sample
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
@@ -106,7 +108,9 @@ class DetectionArguments:
 
     recipe: Literal["finetune", "coco-1x", "coco-3x"] = flag("Values of the flags that are not given.", "finetune")
     model_name_or_path: str | None = flag("A detector to start from: a Hub id, a folder, a published .pth.")
-    architecture: Literal["retinanet", "mask_rcnn"] | None = flag("A new detector, on --from_backbone.")
+    architecture: Literal["retinanet", "mask_rcnn", "detr", "conditional_detr", "deformable_detr"] | None = flag(
+        "A new detector, on --from_backbone; the last three are Transformers' own."
+    )
     from_backbone: str | None = flag(
         "Its pyramid: a Hub id, a folder or a published .pth; or a variant such as pvt-v2-b0, from scratch."
     )
@@ -197,6 +201,22 @@ def shapes(images: Any) -> Tensor | None:
     return torch.tensor([width > height for height, width in sizes])
 
 
+def processor_of(
+    model: PreTrainedModel, task: DetectionArguments, categories: Categories, settings: dict[str, Any]
+) -> BaseImageProcessor:
+    """The published evaluation's, or that of one of Transformers' own detectors."""
+    settings = settings | {"size": {"shortest_edge": task.shorter_side, "longest_edge": task.longer_side}}
+    if model.config.model_type in STAGES:
+        return query_processor(model.config, **settings)
+    return hf_pvt.detection_image_processor(
+        model.config.num_channels,
+        size_divisor=model.config.size_divisor,
+        return_segmentation_masks=model.has_masks,
+        category_ids=categories.coco_ids,
+        **settings,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     classes = (DataArguments, AnnotationArguments, OptimizationArguments, RunArguments, DetectionArguments)
     data, annotations, optimization, run, task = groups = parse(
@@ -219,27 +239,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = open_detector(*start_from, categories.names, seed, **options)
     channels = model.config.num_channels
     leave_colours(task, COLOURS, colours, channels)
-    decode = Decoder(model.has_masks, annotations.bbox_format, channels)
+    with_masks = getattr(model, "has_masks", False)
+    decode = Decoder(with_masks, annotations.bbox_format, channels)
     check_annotations(accelerator, decode, categories.names, training, validation, data.on_bad_image)
     training = trainable(training, task.keep_empty)
     published = None if task.recipe == "finetune" else coco_recipe(model.config, task.recipe)
     if published is not None:
         fill(groups, {name: getattr(published, name) for name in ("weight_decay", "without_decay", "max_grad_norm")})
 
-    merge = partial(padded_batch, size_divisor=model.config.size_divisor)
+    merge = partial(padded_batch, size_divisor=getattr(model.config, "size_divisor", 1))
     feed = Feed(accelerator, data, run, seed, merge)
     kinds = shapes(training) if task.group_by_shape and not is_stream(training) else None
     order = feed.order(training, kinds=kinds)
     steps_per_epoch = None if order is None else order.steps_per_epoch
     schedule = schedule_of(task, optimization, published, steps_per_epoch, feed.global_batch)
-    processor = hf_pvt.detection_image_processor(
-        channels,
-        size={"shortest_edge": task.shorter_side, "longest_edge": task.longer_side},
-        size_divisor=model.config.size_divisor,
-        return_segmentation_masks=model.has_masks,
-        category_ids=categories.coco_ids,
-        **statistics(data, channels),
-    )
+    processor = processor_of(model, task, categories, statistics(data, channels))
     overlays = task.overlays if accelerator.is_main_process else 0
     evaluation = DetectionEvaluation(categories.names, decode, processor, overlays)
     detection = Detection(evaluation, feed.evaluation(validation, evaluation.view))
@@ -249,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loop.train(feed.training(training, TrainingView(task, decode, processor), order, schedule.total_steps))
     arguments = {name: value for group in groups for name, value in asdict(group).items()}
     started = start_name(task.model_name_or_path or task.from_backbone)
-    pipeline = "image-segmentation" if model.has_masks else "object-detection"
+    pipeline = "image-segmentation" if with_masks else "object-detection"
     finish(loop, model, processor, pipeline, started, data, arguments)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2
 from training.arguments import (
     UNDECAYED,
@@ -48,6 +48,7 @@ from training.results import finish, start_name
 from training.samples import Sample
 from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
 from training.segmentation_evaluation import SegmentationEvaluation
+from training.segmentation_loss import LossName, SegmentationLoss
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -57,6 +58,7 @@ import hf_pvt
 RECIPES: dict[str, dict[str, Any]] = {
     # The papers' on ADE20K: 80k iterations of 16 images (or 40k of 32 at twice the rate), in MMSegmentation.
     "ade20k": {
+        "loss": "cross_entropy",
         "max_steps": 80_000,
         "learning_rate_at_16": 1e-4,
         "weight_decay": 1e-4,
@@ -70,6 +72,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # Ours, for small data sets: what was learnt before moves slowly, and the decoder has time to catch up.
     "finetune": {
+        "loss": "cross_entropy",
         "num_train_epochs": 50.0,
         "learning_rate_at_16": 2e-4,
         "weight_decay": 0.01,
@@ -107,6 +110,7 @@ class SegmentationArguments:
     longer_side: int = flag("The longer side stays below this, times the same factor.", 2048)
     crop_size: int | None = flag("Side of the training images in pixels; default: --shorter_side.")
     largest_share: float = flag("A crop is drawn anew where one label fills more than this.", 0.75)
+    loss: LossName | None = flag("Dice beside it helps where labels differ much in size, such as small lesions.")
     learning_rate_at_16: float | None = flag("Without --learning_rate: this times the global batch / 16.")
     drop_path_rate: float | None = flag("Stochastic depth; default: the model's own.")
     scale_lowest: float | None = flag("Smallest random factor of the size.")
@@ -150,27 +154,27 @@ class TrainingView:
 
 
 class Segmentation:
-    """Cross-entropy over labelled pixels; for the evaluation see `SegmentationEvaluation`."""
+    """`SegmentationLoss` and `SegmentationEvaluation`, of one run."""
 
     def __init__(
-        self, accelerator: Accelerator, ignored: int, evaluation: Evaluation, validation: Iterable[Sample] | None
+        self,
+        accelerator: Accelerator,
+        loss: SegmentationLoss,
+        evaluation: Evaluation,
+        validation: Iterable[Sample] | None,
     ) -> None:
-        self.accelerator, self.ignored = accelerator, ignored
+        self.accelerator, self.loss = accelerator, loss
         self.evaluation, self.validation = evaluation, validation
 
-    def loss(self, model: nn.Module, batch: Sample) -> Tensor:
-        """The mean over the labelled pixels of a batch."""
-        return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
-
     def shares(self, batches: Sequence[Sample]) -> Tensor:
-        """By labelled pixels, so that a step's loss is the mean over all of its pixels, however they are divided.
+        """By labelled pixels and images, so that a step's loss is the mean over all of its, however they are divided.
 
         Batch norm still sees one batch of all processes at a time, so accumulation is not the joint batch.
         """
-        labelled = torch.stack([(batch["labels"] != self.ignored).sum() for batch in batches]).float()
-        labelled = labelled.to(self.accelerator.device)
-        mean = self.accelerator.reduce(labelled.mean(), "mean")
-        return labelled / torch.where(mean > 0, mean, 1)
+        amounts = torch.stack([self.loss.amounts(batch) for batch in batches])  # (batches, T)
+        amounts = amounts.to(self.accelerator.device)
+        mean = self.accelerator.reduce(amounts.mean(dim=0), "mean")
+        return amounts / torch.where(mean > 0, mean, 1)
 
 
 def schedule_of(
@@ -246,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = Decoder(labels, channels)
     overlays = task.overlays if accelerator.is_main_process else 0
     evaluation = SegmentationEvaluation(decode, processor, task.sliding_window, overlays)
-    segmentation = Segmentation(accelerator, labels.ignored, evaluation, feed.evaluation(validation, evaluation.view))
+    loss = SegmentationLoss(task.loss, model.config)
+    segmentation = Segmentation(accelerator, loss, evaluation, feed.evaluation(validation, evaluation.view))
     identity = asdict(data) | asdict(optimization) | asdict(task) | feed.identity()
     del identity["overlays"], identity["sliding_window"]  # they do not change what is learnt
     loop = Loop(accelerator, model, segmentation, schedule, steps_per_epoch, optimization, run, identity)

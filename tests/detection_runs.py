@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import demo_segmentation
+import digit_scenes
 import numpy as np
 import run_object_detection as script
 import torch
@@ -23,7 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from hf_pvt.detection.coco_masks import encode_mask
+from hf_pvt.coco_masks import encode_mask
 
 SCRIPT = Path(script.__file__)
 SIDE = 64
@@ -31,48 +30,41 @@ FIRST_ID = 3  # of COCO's categories, which are not labels: its ids neither star
 NAMES = [f"digit {digit}" for digit in range(10)]
 
 
-def digit_scenes(root: Path, training: int, validation: int, one_name: bool = False) -> Path:
+def annotated_scenes(root: Path, training: int, validation: int, one_name: bool = False) -> Path:
     """Digits somebody wrote, on photographs, each in its quarter of 64 pixels, with COCO's JSON in each folder.
 
     Args:
         one_name: all are of the one category "digit".
     """
-    with patch.multiple(demo_segmentation, SCENE_SIZE=SIDE, DIGIT_SIZES=(28, 33)):
-        for split, count in (("train", training), ("validation", validation)):
-            folder = root / split
-            folder.mkdir(parents=True)
-            images: list[dict[str, Any]] = []
-            objects: list[dict[str, Any]] = []
-            for number, (pixels, labels) in enumerate(demo_segmentation.scenes(count, split == "validation", seed=0)):
-                name, image_id = f"{number:04}.png", 100 + number
-                Image.fromarray(pixels).save(folder / name)
-                images.append({"id": image_id, "file_name": name, "width": SIDE, "height": SIDE})
-                for label, mask in objects_of(labels):
-                    category = FIRST_ID + (0 if one_name else 2 * label)
-                    known = {"id": len(objects) + 1, "image_id": image_id, "category_id": category}
-                    objects.append(known | annotation(mask))
-            names = ["digit"] if one_name else NAMES
-            categories = [{"id": FIRST_ID + 2 * label, "name": name} for label, name in enumerate(names)]
-            content = {"images": images, "annotations": objects, "categories": categories}
-            (folder / "annotations.json").write_text(json.dumps(content))
+    for split, count in (("train", training), ("validation", validation)):
+        folder = root / split
+        folder.mkdir(parents=True)
+        images: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
+        with patch.multiple(digit_scenes, SCENE_SIZE=SIDE, DIGIT_SIZES=(28, 33)):
+            scenes = digit_scenes.scenes(count, split == "validation", seed=0)
+        for number, scene in enumerate(scenes):
+            name, image_id = f"{number:04}.png", 100 + number
+            Image.fromarray(scene.image).save(folder / name)
+            images.append({"id": image_id, "file_name": name, "width": SIDE, "height": SIDE})
+            for digit, mask in zip(scene.digits.tolist(), scene.masks, strict=True):
+                known = {
+                    "id": len(objects) + 1,
+                    "image_id": image_id,
+                    "category_id": FIRST_ID + 2 * digit * (not one_name),
+                }
+                objects.append(known | annotation(mask))
+        names = ["digit"] if one_name else NAMES
+        categories = [{"id": FIRST_ID + 2 * label, "name": name} for label, name in enumerate(names)]
+        content = {"images": images, "annotations": objects, "categories": categories}
+        (folder / "annotations.json").write_text(json.dumps(content))
     return root
-
-
-def objects_of(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The digits of a label map (H, W), and their pixels; a quarter has one at most."""
-    middle = SIDE // 2
-    for rows, columns in product((np.s_[:middle], np.s_[middle:]), repeat=2):
-        mask = np.zeros(labels.shape, dtype=bool)
-        mask[rows, columns] = labels[rows, columns] > 0
-        if mask.any():
-            yield int(labels[mask].max()) - 1, mask
 
 
 def annotation(mask: np.ndarray) -> dict[str, Any]:
     """What COCO says of an object's pixels (H, W)."""
-    rows, columns = np.nonzero(mask)
-    (top, left), (bottom, right) = (map(int, (rows.min(), columns.min())), map(int, (rows.max(), columns.max())))
-    box = [left, top, right - left + 1, bottom - top + 1]
+    left, top, right, bottom = digit_scenes.extent(mask)
+    box = [left, top, right - left, bottom - top]
     return {"bbox": box, "area": int(mask.sum()), "iscrowd": 0, "segmentation": encode_mask(mask)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from classification_runs import weights
-from detection_runs import annotate, by_hand, detector, digit_scenes, flags, launch, run
+from detection_runs import annotate, annotated_scenes, by_hand, detector, flags, launch, run
 from families import MASK_RCNN, RETINANET
 from training.images import BadImageError
 
@@ -17,7 +17,7 @@ Content = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_scenes(tmp_path_factory.mktemp("data"), 16, 12)
+    return annotated_scenes(tmp_path_factory.mktemp("data"), 16, 12)
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ import sys
 for name in ("torchvision", "faster_coco_eval"):
     sys.modules[name] = None
 import hf_pvt, numpy
-from hf_pvt.detection.coco_masks import encode_mask
+from hf_pvt.coco_masks import encode_mask
 for use in (hf_pvt.detection_image_processor, lambda: encode_mask(numpy.zeros((2, 3), bool))):
     try:
         use()

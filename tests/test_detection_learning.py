@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import run_object_detection as script
-from detection_runs import by_hand, detector, digit_scenes, flags, run
+from detection_runs import annotated_scenes, by_hand, detector, flags, run
 from families import MASK_RCNN, RETINANET, DetectorRow
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection
@@ -45,7 +45,7 @@ def learn(data: Path, output: Path, **values: Any) -> Learnt:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_scenes(tmp_path_factory.mktemp("data"), 300, 40, one_name=True)
+    return annotated_scenes(tmp_path_factory.mktemp("data"), 300, 40, one_name=True)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from classification_runs import too_small, weights
-from detection_runs import annotate, detector, digit_scenes, flags, run
+from detection_runs import annotate, annotated_scenes, detector, flags, run
 from families import MASK_RCNN, PVT_V2, RETINANET
 from safetensors.torch import load_file
 from transformers import AutoModelForObjectDetection
@@ -17,7 +17,7 @@ FILE = "model.safetensors"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_scenes(tmp_path_factory.mktemp("data"), 16, 6)
+    return annotated_scenes(tmp_path_factory.mktemp("data"), 16, 6)
 
 
 @pytest.fixture(scope="module")

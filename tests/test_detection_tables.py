@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tifffile
 from classification_runs import weights
-from detection_runs import NAMES, by_hand, detector, digit_scenes, flags, run
+from detection_runs import NAMES, annotated_scenes, by_hand, detector, flags, run
 from families import MASK_RCNN, RETINANET
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from hf_pvt.detection.coco_masks import encode_mask
+from hf_pvt.coco_masks import encode_mask
 
 NUMBER = datasets.Value("float32")
 ENCODING = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
@@ -28,7 +28,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_scenes(tmp_path_factory.mktemp("data"), 16, 7)
+    return annotated_scenes(tmp_path_factory.mktemp("data"), 16, 7)
 
 
 def objects_of(content: dict[str, Any], image_id: int) -> list[dict[str, Any]]:

@@ -17,6 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from batch_inference.arguments import Arguments
+from batch_inference.outputs import Embedder, output_class, png
+from batch_inference.shards import write_shard
+from batch_inference.units import open_source
 from families import P2T, PVT, PVT_V2
 from PIL import Image
 from torch import Tensor
@@ -155,12 +159,12 @@ def test_masks_that_cannot_be_files(photos: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError, match=r"the masks of one and one would both be _masks/one\.png"):
         masks.write(["one"], [b""])
     with pytest.raises(ValueError, match="--masks_as_files needs --output masks, not embeddings"):
-        embed_images.embedder_class(embed_images.Arguments(masks_as_files=True))
+        output_class(Arguments(masks_as_files=True))
 
 
 def test_mask_of_many_labels() -> None:
     labels = torch.tensor([[0, 299], [7, 1]])
-    assert np.asarray(Image.open(io.BytesIO(embed_images.png(labels)))).tolist() == labels.tolist()
+    assert np.asarray(Image.open(io.BytesIO(png(labels)))).tolist() == labels.tolist()
 
 
 def tar(path: Path, files: list[Path]) -> None:
@@ -261,11 +265,11 @@ def test_two_runs_at_once(classifier: Path, photos: Path, tmp_path: Path, monkey
     """Each writes to a file of its own: the one that is killed, or is slower, spoils nothing and leaves nothing."""
     flags = {"model_name_or_path": classifier, "input_dir": photos}
     expected = embed(monkeypatch, tmp_path / "one", **flags)
-    slow = embed_images.Arguments(model_name_or_path=str(classifier), input_dir=str(photos), unit_size=4, batch_size=2)
-    source, compute = embed_images.open_source(slow), embed_images.Embedder(slow, torch.device("cpu"))
+    slow = Arguments(model_name_or_path=str(classifier), input_dir=str(photos), unit_size=4, batch_size=2)
+    source, compute = open_source(slow), Embedder(slow, torch.device("cpu"))
     shard = tmp_path / "two" / "part-00000-of-00003.parquet"
     shard.parent.mkdir()
-    batches = embed_images.write_shard(shard, source.rows(0), compute, slow)
+    batches = write_shard(shard, source.rows(0), compute, slow)
     next(batches)
     (unfinished,) = shard.parent.glob("*.incomplete")
     assert str(os.getpid()) in unfinished.name

@@ -126,3 +126,15 @@ def test_demo_segmentation(tmp_path: Path) -> None:
         file.name for file in (tmp_path / "digit-scenes-p2t").iterdir()
     }
     assert colours_of(tmp_path / "segmentation.png") > 1000
+
+
+def test_demo_detection(tmp_path: Path) -> None:
+    """Two steps teach nothing: it saves, loads, draws, and says that each of its three numbers is too low."""
+    result = run("demo_detection.py", "--steps", 2, "--output_dir", tmp_path)
+    names = ("box AP50", "mask AP50", "digits found by the pipeline")
+    assert max(percentage(name, result.stdout) for name in names) < 10
+    assert result.returncode == 1 and f"{' and '.join(names)} below 70%" in result.stderr
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_mask_rcnn.py"} <= {
+        file.name for file in (tmp_path / "digit-scenes-mask-rcnn").iterdir()
+    }
+    assert colours_of(tmp_path / "detection.png") > 1000

@@ -9,7 +9,7 @@ import pytest
 import run_object_detection as script
 import torch
 from classification_runs import results, weights
-from detection_runs import NAMES, annotate, by_hand, detector, digit_scenes, flags, launch, run
+from detection_runs import NAMES, annotate, annotated_scenes, by_hand, detector, flags, launch, run
 from families import MASK_RCNN, RETINANET, DetectorRow
 from hub_server import TOKEN, HubServer
 from PIL import Image
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.launch import TrainingError
 from transformers import AutoModelForObjectDetection
 
-from hf_pvt.detection.coco_masks import draw_mask, encode_mask
+from hf_pvt.coco_masks import draw_mask, encode_mask
 
 KINDS = (RETINANET, MASK_RCNN)
 FILE = "model.safetensors"
@@ -27,7 +27,7 @@ FILE = "model.safetensors"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen scenes to train on and six to validate; one of those has a crowd region, another no object."""
-    root = digit_scenes(tmp_path_factory.mktemp("data"), 16, 6)
+    root = annotated_scenes(tmp_path_factory.mktemp("data"), 16, 6)
 
     def with_oddities(content: dict[str, Any]) -> None:
         content["annotations"][0]["iscrowd"] = 1
@@ -69,7 +69,7 @@ def test_what_a_run_leaves(kind: DetectorRow, data: Path, starts: dict[str, Path
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_two_processes_are_one_with_the_joint_batch(kind: DetectorRow, tmp_path: Path) -> None:
     """Though images have four objects or one; and 201 images are 201."""
-    data = digit_scenes(tmp_path / "data", 24, 201)
+    data = annotated_scenes(tmp_path / "data", 24, 201)
 
     def uneven(content: dict[str, Any]) -> None:
         poor = {image["id"] for image in content["images"][::2]}
@@ -176,7 +176,7 @@ def test_published_recipes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At a batch of four; a step takes upright images or wide ones, and none without objects."""
-    data, seen, loss_of = digit_scenes(tmp_path / "data", 18, 4), [], script.Detection.loss
+    data, seen, loss_of = annotated_scenes(tmp_path / "data", 18, 4), [], script.Detection.loss
 
     def without_two(content: dict[str, Any]) -> None:
         empty = {content["images"][number]["id"] for number in (4, 7)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import demo_segmentation
+import digit_scenes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,13 +59,12 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_learns_digit_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Digits somebody wrote, on photographs, each in a quarter of 64 pixels: the model folder scores what was said."""
-    monkeypatch.setattr(demo_segmentation, "SCENE_SIZE", 64)
-    monkeypatch.setattr(demo_segmentation, "DIGIT_SIZES", (28, 33))
+    monkeypatch.setattr(digit_scenes, "SCENE_SIZE", 64)
+    monkeypatch.setattr(digit_scenes, "DIGIT_SIZES", (28, 33))
     for split, count in (("training", 1000), ("validation", 60)):
-        scenes = demo_segmentation.scenes(count, held_out=split == "validation", seed=0)
-        for index, (image, labels) in enumerate(scenes):
-            write_png(tmp_path / "images" / split / f"{index:04}.png", image)
-            write_png(tmp_path / "annotations" / split / f"{index:04}.png", labels)
+        for index, scene in enumerate(digit_scenes.scenes(count, held_out=split == "validation", seed=0)):
+            write_png(tmp_path / "images" / split / f"{index:04}.png", scene.image)
+            write_png(tmp_path / "annotations" / split / f"{index:04}.png", scene.label_map)
     (tmp_path / "labels.json").write_text(json.dumps(list(demo_segmentation.NAMES.values())))
     shape = {"hidden_sizes": (32, 64, 96, 128), "depths": (1, 1, 1, 1), "num_attention_heads": (1, 2, 4, 4)}
     start = configuration(tmp_path, **shape, fpn_hidden_size=48, decoder_hidden_size=48)
@@ -515,8 +515,11 @@ def test_accumulation_is_the_mean_over_labelled_pixels(
 
 
 def test_two_processes(rooms: Path, tmp_path: Path) -> None:
-    """The weights and scores of one process with the joint batch, though images differ in how much is ignored."""
-    start = {"from_scratch": configuration(tmp_path), "max_grad_norm": 1}
+    """The weights and scores of one process with the joint batch, though images differ in how much is ignored.
+
+    Of both terms of the loss, which are shared otherwise: by labelled pixels and by images.
+    """
+    start = {"from_scratch": configuration(tmp_path), "max_grad_norm": 1, "loss": "dice+cross_entropy"}
     process = launch(flags(rooms, tmp_path / "two", per_device_train_batch_size=2, **start), processes=2)
     assert process.returncode == 0, process.stderr
     two = json.loads((tmp_path / "two" / "results.json").read_text())

@@ -141,6 +141,18 @@ def test_scales_and_mirror_images(family: Family) -> None:
     assert hf_pvt.segment_multi_scale(model, same_size, scales=(1.0,), flip=False).equal(whole(model, same_size))
 
 
+def test_scales_of_an_image_that_was_scaled() -> None:
+    """Probabilities are averaged at the size of the label maps, not at that of the scaled image."""
+    model, image = segmenter(PVT_V2), images(64, 96)
+    total = torch.zeros(1, 5, 100, 151)
+    with torch.no_grad():
+        for size in ((32, 64), (64, 96)):
+            logits = model(F.interpolate(image, size, mode="bilinear")).logits
+            total += F.interpolate(logits, (100, 151), mode="bilinear").softmax(1)
+    labels = hf_pvt.segment_multi_scale(model, image, scales=(0.5, 1.0), flip=False, size=(100, 151))
+    assert labels.equal(total.argmax(1))
+
+
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)], ids=str)
 def test_bad_scales(scales: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="scales must be positive"):

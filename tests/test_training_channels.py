@@ -10,8 +10,9 @@ import run_image_classification
 import run_semantic_segmentation
 import tifffile
 import torch
+from batch_inference.arguments import Arguments
+from batch_inference.outputs import Embedder
 from classification_runs import flags, reset, results, run, too_small
-from embed_images import Arguments, Embedder
 from families import PVT_V2
 from PIL import Image
 from training.arguments import DataArguments, leave_colours, statistics

@@ -33,7 +33,7 @@ def test_killed_at_random_moments(argv: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [RETINANET, MASK_RCNN], ids=str)
 def test_detectors_killed_at_random_moments(kind: DetectorRow, tmp_path: Path) -> None:
     """With augmentation, proposals and samples that are drawn, and a moving average."""
-    data = detection_runs.digit_scenes(tmp_path / "data", 12, 4)
+    data = detection_runs.annotated_scenes(tmp_path / "data", 12, 4)
     start = detection_runs.detector(tmp_path / "start", kind)
     values = {"model_name_or_path": start, "random_crop": 0.5, "ema_decay": 0.5, "drop_path_rate": 0.2}
     values |= {"checkpointing_steps": 1, "checkpoints_total_limit": 2, "max_steps": 6, "per_device_train_batch_size": 2}

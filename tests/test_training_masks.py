@@ -380,6 +380,7 @@ def test_a_mean_over_fewer_labels_says_so(tmp_path: Path, caplog: pytest.LogCapt
     absent = [name for name, iou in enumerate(results["metrics"]["per_category_iou"]) if iou is None]
     assert absent, "the model has learnt that these do not occur"
     remark = results["metrics"]["remarks"]["mean_iou"]
+    assert results["metrics"]["remarks"]["mean_dice"] == remark
     assert remark.startswith(f"over {11 - len(absent)} of 11 labels, without label ")
     assert results["metrics"]["remarks"]["mean_accuracy"].startswith("over 2 of 11 labels, without label 0, label 1, ")
     assert results["metrics"]["remarks"]["mean_accuracy"].endswith("label 7 and 1 more")

@@ -61,7 +61,8 @@ class Rows:
 
     def example(self, row: dict[str, Any], number: int) -> Example:
         image_id = row.get("image_id")
-        image_id = image_id if isinstance(image_id, int) else number
+        if not isinstance(image_id, int):
+            image_id = None if is_streamed(self.rows) else number  # every worker counts the rows of its own part
         name, objects = sources.row_name(row, number), as_objects(row[self.column])
         return Example(row["image"], name, image_id, size_of(row), objects, self.categories)
 

@@ -42,14 +42,14 @@ class Categories:
 
 
 class Example(NamedTuple):
-    """An image's file, its name for messages, its number, its size (height, width) if it is known, and its objects.
+    """An image's file, its name for messages, its number and its size (height, width) if known, and its objects.
 
     Each object has `bbox` and `category_id` as the data has them, and as in COCO "iscrowd", "area", "segmentation".
     """
 
     image: Source
     name: str
-    image_id: int
+    image_id: int | None
     size: Size | None
     objects: list[dict[str, Any]]
     categories: Categories
@@ -107,7 +107,7 @@ class Decoder:
 
 
 def with_number(example: Example, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"image_id": example.image_id, "annotations": entries}
+    return {"image_id": example.image_id or 0, "annotations": entries}
 
 
 def broken(example: Example, error: ValueError) -> BadImageError:

@@ -86,7 +86,7 @@ def coco_images(folder: Path, file: str | None, expected: Categories | None = No
         what = "an image without file_name" if missing else "two images of one id" if ids else "no image"
         raise ValueError(f"{path} has {what}.")
     if expected is not None:
-        categories = _in_order_of(expected, categories, path)
+        categories = in_order_of(expected, categories, path)
     return CocoImages(folder, images, objects, categories)
 
 
@@ -108,7 +108,7 @@ def _categories(named: Sequence[Entry], path: Path) -> Categories:
     return Categories(names, ids)
 
 
-def _in_order_of(expected: Categories, own: Categories, path: Path) -> Categories:
+def in_order_of(expected: Categories, own: Categories, path: Path | str) -> Categories:
     """The labels of `expected`, under the ids that this file has for them."""
     strangers = [name for name in own.names if name not in expected.names]
     if strangers:

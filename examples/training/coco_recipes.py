@@ -41,8 +41,13 @@ def coco_recipe(config: DetectorConfig, schedule: str) -> CocoRecipe:
     """The recipe of a detector; on a backbone that is none of the published variants the detector's usual one.
 
     RetinaNet has no published "coco-3x"; it takes its rates of "coco-1x".
+
+    Raises:
+        ValueError: a detector that has none.
     """
     detector, backbone = config.model_type, config.backbone_config
+    if (detector, "coco-1x") not in RECIPES:
+        raise ValueError(f"nothing is published of {detector} under {schedule}; leave --recipe out.")
     key = (detector, schedule) if (detector, schedule) in RECIPES else (detector, "coco-1x")
     variant = variant_of(backbone.model_type, backbone.to_dict())
     return OF_VARIANTS.get(key, {}).get(str(variant), RECIPES[key])

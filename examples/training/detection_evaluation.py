@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_pvt.detection.coco_masks import draw_mask, encode_mask
+from hf_pvt.coco_masks import draw_mask, encode_mask
+from hf_pvt.detection.image_processing_detection import PvtDetectionImageProcessor
 from hf_pvt.image_inputs import image_size
 from hf_pvt.metrics import CocoAveragePrecision
 
@@ -62,13 +64,17 @@ class DetectionEvaluation(Evaluation):
     def __init__(self, names: Sequence[str], decode: Decoder, processor: BaseImageProcessor, overlays: int = 0) -> None:
         super().__init__(CocoAveragePrecision(names, decode.with_masks), DetectionView(decode, processor))
         self.names, self.with_masks = list(names), decode.with_masks
-        self.post_process = processor.post_process_object_detection
+        # Ours have left out what is unlikely, as published; of others all counts.
+        least = {} if isinstance(processor, PvtDetectionImageProcessor) else {"threshold": 0.0}
+        self.post_process = partial(processor.post_process_object_detection, **least)
         if decode.with_masks:
             self.post_process = partial(processor.post_process_instance_segmentation, return_coco_annotation=True)
         self.overlays = DetectionOverlays(names, processor, overlays)
+        self.unnumbered = 0
 
     def count(self, model: nn.Module, batch: Sample) -> Evidence:
         (reference,) = batch["reference"]
+        reference = reference | {"image_id": self.number(reference["image_id"])}
         outputs = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
         if not batch["counted"][0]:
             return []
@@ -76,6 +82,14 @@ class DetectionEvaluation(Evaluation):
         found = {name: values.cpu() if isinstance(values, torch.Tensor) else values for name, values in found.items()}
         self.overlays.add(batch["pixel_values"][0], batch["pixel_mask"][0], reference, found)
         return self.metric.count([found], [reference])
+
+    def number(self, image_id: int | None) -> int:
+        """The image's own number; where a stream has none, one that no other image of any process has."""
+        if image_id is not None:
+            return image_id
+        process = PartialState()
+        self.unnumbered += 1
+        return self.unnumbered * process.num_processes + process.process_index
 
     def remarks(self, scores: dict[str, Any]) -> dict[str, str]:
         """Where the means are over fewer labels than the model has."""

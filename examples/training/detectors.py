@@ -1,30 +1,33 @@
-"""The detector to train: a published one on a pyramid, with fresh heads or a checkpoint's, and the data's labels."""
+"""The detector to train, on a pyramid: with fresh heads, or a checkpoint's where the data's labels are the same."""
 
 import copy
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedModel
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
 import hf_pvt
 from hf_pvt.detection.auto_detectors import DETECTORS
-from hf_pvt.detection.configuration_detector import DetectorConfig, divided
 from hf_pvt.detection.modeling_detector import Detector
 from hf_pvt.variants import variant_of
 
 from .models import check_path
 from .order import Purpose, derived_seed
+from .query_detectors import STAGES, query_detector
 
 logger = get_logger(__name__)
 
 # The layers that know the labels; where a box's deltas are of each label, these too.
-LABELLED = re.compile(r"(^|\.)(retina_cls|fc_cls|fc_reg|conv_logits)\.(weight|bias)$")
+LABELLED = re.compile(
+    r"(^|\.)(retina_cls|fc_cls|fc_reg|conv_logits|class_labels_classifier|class_embed(\.\d+)?)\.(weight|bias)$"
+)
 
 
 def open_detector(
@@ -35,7 +38,7 @@ def open_detector(
     Args:
         start: a detector: a Hub id, a folder, or a published .pth or .safetensors. Where its labels are others, the
             layers that know them are fresh.
-        architecture: in place of `start`, such as "retinanet", with fresh heads,
+        architecture: in place of `start`, with fresh heads: "retinanet", "mask_rcnn" or one of Transformers' `STAGES`,
         backbone: on these weights: a Hub id, a folder, a published file; or a variant's name, which is from scratch.
         seed: all fresh weights follow from it.
         fields: of the configuration, its own or its backbone's, where they are not None. The default of
@@ -54,26 +57,32 @@ def open_detector(
     if start is not None:
         check_path(start)
         model = with_labels(_opened(start, fields), labels, start)
+    elif architecture in STAGES:
+        model = with_queries(str(architecture), str(backbone), labels, fields)
     elif backbone in hf_pvt.VARIANTS:
         config = hf_pvt.detector_config(str(architecture), str(backbone), **labels, **fields)
         model = DETECTORS[str(architecture)](config)
     else:
         model = on_backbone(str(architecture), str(backbone), labels, fields)
-    check_fields(model.config, fields)
+    for name in fields:
+        parts_with(name, model.config)
     return model
 
 
-def check_fields(config: DetectorConfig, names: Iterable[str]) -> None:
-    """Raise ValueError for one that neither the detector nor its backbone has: it would be without effect."""
+def parts_with(name: str, config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """Which of a detector's configuration and its backbone's have a field.
+
+    Raises ValueError where none has: the flag would be without effect.
+    """
     parts = (config, config.backbone_config)
-    known = {field.name for part in parts for field in dataclasses.fields(part)}  # type: ignore[arg-type]
-    for name in names:
-        if name not in known:
-            described = " on ".join(str(part.model_type) for part in parts)  # type: ignore[union-attr]
-            raise ValueError(f"--{name} is nothing that a {described} has; leave it out.")
+    found = [part for part in parts if name in {field.name for field in dataclasses.fields(part)}]
+    if not found:
+        described = " on ".join(part.model_type for part in parts)
+        raise ValueError(f"--{name} is nothing that a {described} has; leave it out.")
+    return found
 
 
-def _opened(start: str, fields: dict[str, Any]) -> Detector:
+def _opened(start: str, fields: dict[str, Any]) -> PreTrainedModel:
     """A saved or published detector.
 
     Raises:
@@ -84,17 +93,16 @@ def _opened(start: str, fields: dict[str, Any]) -> Detector:
         model = hf_pvt.load_original(start, **fields)
     else:
         config = AutoConfig.from_pretrained(start)
-        if not isinstance(config, tuple(cls.config_class for cls in DETECTORS.values())):
+        if config.model_type not in {*DETECTORS, *STAGES}:
             raise ValueError(no_detector(start))
-        own, of_backbone = divided(fields, type(config), type(config.backbone_config))
-        for part, values in ((config, own), (config.backbone_config, of_backbone)):
-            for name, value in values.items():
+        for name, value in fields.items():
+            for part in parts_with(name, config):
                 setattr(part, name, value)
         model, report = AutoModelForObjectDetection.from_pretrained(
             start, config=config, dtype=torch.float32, output_loading_info=True
         )
         missing = report["missing_keys"]
-    if not isinstance(model, Detector):
+    if model.config.model_type not in {*DETECTORS, *STAGES}:
         raise ValueError(no_detector(start))
     if missing:
         raise ValueError(f"{start} cannot start a {type(model).__name__}: it has no {', '.join(sorted(missing)[:4])}.")
@@ -105,7 +113,7 @@ def no_detector(start: str) -> str:
     return f"{start} has no detector's heads; give it as --from_backbone, with --architecture."
 
 
-def with_labels(model: Detector, labels: dict[str, Any], start: str) -> Detector:
+def with_labels(model: PreTrainedModel, labels: dict[str, Any], start: str) -> PreTrainedModel:
     """The model, or where its labels are others a new one with its weights but those that know the labels."""
     have, names = list(model.config.id2label.values()), list(labels["id2label"].values())
     if have == names:
@@ -120,18 +128,12 @@ def with_labels(model: Detector, labels: dict[str, Any], start: str) -> Detector
 
 
 def on_backbone(architecture: str, start: str, labels: dict[str, Any], fields: dict[str, Any]) -> Detector:
-    """A detector with fresh heads on the weights of a pyramid.
+    """A published detector with fresh heads on the weights of a pyramid.
 
     Raises ValueError where the checkpoint lacks some.
     """
-    check_path(start)
     num_channels = fields.pop("num_channels", None)
-    with tempfile.TemporaryDirectory() as folder:
-        path = start
-        if Path(start).is_file():
-            original = hf_pvt.load_original(start)
-            getattr(original, "backbone", original).save_pretrained(folder)
-            path = folder
+    with as_folder(start) as path:
         config = AutoConfig.from_pretrained(path)
         variant = variant_of(config.model_type, config.to_dict())
         if variant is not None:
@@ -142,3 +144,26 @@ def on_backbone(architecture: str, start: str, labels: dict[str, Any], fields: d
         model.backbone.set_num_channels(num_channels)  # the detector has the configuration in common
     logger.info(f"neck and heads are new; the backbone's weights are {start}'s")
     return model
+
+
+def with_queries(architecture: str, start: str, labels: dict[str, Any], fields: dict[str, Any]) -> PreTrainedModel:
+    """One of Transformers' detectors on a pyramid, from scratch or on a checkpoint's weights."""
+    if fields.pop("with_masks", False):
+        raise ValueError(f"{architecture} has no masks; leave --with_masks out, or take --architecture mask_rcnn.")
+    if start in hf_pvt.VARIANTS:
+        return query_detector(architecture, hf_pvt.variant_config(start, **fields), None, labels)
+    with as_folder(start) as path:
+        return query_detector(architecture, AutoConfig.from_pretrained(path, **fields), path, labels)
+
+
+@contextmanager
+def as_folder(start: str) -> Iterator[str]:
+    """A Hub id or a folder as it is; of a published file a folder with the pyramid, while the context lasts."""
+    check_path(start)
+    if not Path(start).is_file():
+        yield start
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        original = hf_pvt.load_original(start)
+        getattr(original, "backbone", original).save_pretrained(folder)
+        yield folder

@@ -48,11 +48,8 @@ def together(one: Evidence | None, other: Evidence) -> Evidence:
     return other if one is None else one + other  # type: ignore[operator]
 
 
-def of_all_processes(evidence: Evidence | None, accelerator: Accelerator) -> Evidence | None:
+def of_all_processes(evidence: Evidence | None) -> Evidence | None:
     """The evidence of all processes together. Every process has to call this; those without a sample have None."""
-    if isinstance(evidence, np.ndarray) and accelerator.num_processes > 1:
-        sums = torch.from_numpy(evidence).to(accelerator.device)
-        return accelerator.reduce(sums, "sum").cpu().numpy()
     total: Evidence | None = None
     for found in gather_object([evidence]):
         total = total if found is None else together(total, found)
@@ -70,9 +67,17 @@ def scores(
         TrainingError: no sample counted.
     """
     total = int(accelerator.reduce(torch.tensor(examples, device=accelerator.device), "sum"))
-    evidence = of_all_processes(evidence, accelerator)
-    if not total or evidence is None:
+    return scores_of_all(evaluation, of_all_processes(evidence), total)
+
+
+def scores_of_all(evaluation: Evaluation, evidence: Evidence | None, examples: int) -> dict[str, Any]:
+    """The same of evidence that is all there is.
+
+    Raises:
+        TrainingError: no sample counted.
+    """
+    if not examples or evidence is None:
         raise TrainingError("the validation data has no sample that counts.")
-    found = evaluation.metric.result(evidence, total)
-    plain = {name: np.asarray(value).tolist() for name, value in found.items()} | {"examples": total}
+    found = evaluation.metric.result(evidence, examples)
+    plain = {name: np.asarray(value).tolist() for name, value in found.items()} | {"examples": examples}
     return plain | {"remarks": evaluation.remarks(plain)}

@@ -114,10 +114,10 @@ def open_label_maps(data: DataArguments, mask_column: str | None, seed: int) -> 
         ValueError, FileNotFoundError: there is no training data, or its layout is none that is known.
         BadImageError: an image has no mask, unless bad images are skipped.
     """
-    training = _open_split(data, mask_column, training=True)
+    training = open_split(data, mask_column, training=True)
     if training is None:
         raise ValueError("there is no training data; give --train_dir, --train_files or --dataset_name.")
-    validation = _open_split(data, mask_column, training=False)
+    validation = open_split(data, mask_column, training=False)
     if data.on_bad_image == "error":
         for pairs in (training, validation):
             for example in pairs if isinstance(pairs, Pairs) else ():
@@ -126,7 +126,7 @@ def open_label_maps(data: DataArguments, mask_column: str | None, seed: int) -> 
     return (training, validation) if validation is not None else sources.held_out(training, data, seed)
 
 
-def _open_split(data: DataArguments, mask_column: str | None, training: bool) -> Pairs | Rows | None:
+def open_split(data: DataArguments, mask_column: str | None, training: bool) -> Pairs | Rows | None:
     split = "training" if training else "validation"
     folder, files = (data.train_dir, data.train_files) if training else (data.validation_dir, data.validation_files)
     if folder or (data.train_dir and has_splits(Path(data.train_dir))):

@@ -110,7 +110,8 @@ def _named_values(data: DataArguments, given: str | None) -> tuple[dict[int, str
     """Pixel values with their names, None for no label, and where that stands."""
     if given == "ade20k":
         return dict(hf_pvt.ade20k_id2label()), "ADE20K"
-    own = data.train_dir or (data.train_files and str(Path(data.train_files[0]).parent)) or data.dataset_name
+    folder, files = data.train_dir or data.validation_dir, data.train_files or data.validation_files
+    own = folder or (files and str(Path(files[0]).parent)) or data.dataset_name
     path = Path(given) if given else Path(str(own)) / "labels.json"
     if not path.is_file():
         if given:

@@ -77,7 +77,7 @@ def open_images(
         ValueError: there is no training data, or what `sources` and `tables` refuse.
     """
     column = label_column or "label"
-    labelled = _open_files(data, label_column, "training")
+    labelled = open_files(data, label_column, "training")
     if labelled is not None:
         labels = _labels_of_files(data, {label for _, label in labelled}, label_names)
         training: Any = Files(labelled, labels)
@@ -85,10 +85,10 @@ def open_images(
         rows = sources.open_split(data, training=True)
         if rows is None:
             raise ValueError("there is no training data; give --train_dir, --train_files or --dataset_name.")
-        column = label_column or _label_column(rows)
+        column = label_column or label_column_of(rows)
         labels = Labels(_label_names(rows, column, label_names))
         training = Rows(rows, column, labels)
-    labelled = _open_files(data, label_column, "validation")
+    labelled = open_files(data, label_column, "validation")
     if labelled is not None:
         return training, Files(labelled, labels), labels
     rows = sources.open_split(data, training=False)
@@ -97,7 +97,7 @@ def open_images(
     return *sources.held_out(training, data, seed), labels
 
 
-def _open_files(data: DataArguments, label_column: str | None, split: str) -> list[Labelled] | None:
+def open_files(data: DataArguments, label_column: str | None, split: str) -> list[Labelled] | None:
     """The files of a split, which may stand in the training data's table; None where the data is something else."""
     given = {"training": (data.train_dir, data.train_files), "validation": (data.validation_dir, data.validation_files)}
     folder, files = given[split]
@@ -131,7 +131,7 @@ def _labels_of_files(data: DataArguments, found: set[str], label_names: str | No
     return Labels(names, spelt=numbers and not found <= {*names})
 
 
-def _label_column(rows: Any) -> str:
+def label_column_of(rows: Any) -> str:
     """The column of labels, told by its type or else by its name."""
     features = rows.features or {}
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]

@@ -37,10 +37,11 @@ class Task(Protocol):
     validation: Iterable[Sample] | None  # this process's batches, with `counted`; equally many in every process
 
     def loss(self, model: nn.Module, batch: Sample) -> Tensor:
-        """The mean loss of a batch on the device. It may draw from PyTorch's generators."""
+        """The mean loss of a batch on the device, or its terms (T,). It may draw from PyTorch's generators."""
 
     def shares(self, batches: Sequence[Sample]) -> Iterable[float | Tensor]:
-        """What each of a step's batches weighs in the mean over all of them and all processes: 1 where all are alike.
+        """What each of a step's batches, or each of its loss's terms (T,), weighs in the mean over all of them and all
+        processes: 1 where all are alike.
 
         The batches are not on the device yet.
         """
@@ -132,7 +133,7 @@ class Loop:
             place = (self.step * accumulation + micro, self.accelerator.process_index)
             torch.manual_seed(derived_seed(self.optimization.seed, Purpose.STEP, *place))
             with self.accelerator.accumulate(self.model):
-                loss = share * self.task.loss(self.model, batch)
+                loss = (share * self.task.loss(self.model, batch)).sum()
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients and self.optimization.max_grad_norm:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.max_grad_norm)

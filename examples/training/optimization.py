@@ -43,15 +43,21 @@ def parameter_groups(
 
 
 class _Depth:
-    """How deep in the network a parameter is: 0 the first patch embedding, 1 to n the blocks, n + 1 the head."""
+    """How deep in the network a parameter is: 0 the first patch embedding, 1 to n the blocks, n + 1 the head.
 
-    def __init__(self, blocks: list[int]) -> None:
+    Args:
+        blocks: of each stage.
+        prefix: of the pyramid's names; other encoders are part of the head.
+    """
+
+    def __init__(self, blocks: list[int], prefix: str) -> None:
+        self.prefix = prefix
         self.ends = [sum(blocks[: stage + 1]) for stage in range(len(blocks))]  # the depth of each stage's last block
         self.head = sum(blocks) + 1
 
     def __call__(self, name: str) -> int:
         match = re.search(r"encoder\.layers\.(\d+)\.(?:blocks\.(\d+)\.)?(\w+)", name)
-        if match is None:
+        if match is None or not name.startswith(self.prefix):
             return self.head
         stage, block, part = int(match[1]), match[2], match[3]
         before = self.ends[stage - 1] if stage else 0
@@ -64,11 +70,12 @@ class _Depth:
 
 def _depths(model: nn.Module) -> _Depth:
     found = {match.groups() for name, _ in model.named_parameters() if (match := _BLOCK.search(name))}
-    stages = [int(stage) for stage, _ in found]
-    return _Depth([stages.count(stage) for stage in range(max(stages, default=-1) + 1)])
+    stages = [int(stage) for _, stage, _ in found]
+    prefix = next((prefix for prefix, _, _ in found), "")
+    return _Depth([stages.count(stage) for stage in range(max(stages, default=-1) + 1)], prefix)
 
 
-_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
+_BLOCK = re.compile(r"^(.*)encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
 
 
 @dataclass(frozen=True)

@@ -38,17 +38,23 @@ class SegmentationEvaluation(Evaluation):
     Args:
         sliding_window: its side in pixels, over images at their own size; None: whole images, scaled.
         overlays: how many pictures to make, in this process.
+        multi_scale: the mean over several scales of the scaled images, see `hf_pvt.segment_multi_scale`.
     """
 
     def __init__(
-        self, decode: Decoder, processor: BaseImageProcessor, sliding_window: int | None = None, overlays: int = 0
+        self,
+        decode: Decoder,
+        processor: BaseImageProcessor,
+        sliding_window: int | None = None,
+        overlays: int = 0,
+        multi_scale: bool = False,
     ) -> None:
         labels = decode.labels
         super().__init__(
             MeanIoU(len(labels.names), labels.ignored),
             SegmentationView(decode, processor, resize=not sliding_window),
         )
-        self.names, self.sliding_window = labels.names, sliding_window
+        self.names, self.sliding_window, self.multi_scale = labels.names, sliding_window, multi_scale
         self.overlays = Overlays(labels, processor, overlays)
 
     def count(self, model: nn.Module, batch: Sample) -> Evidence:
@@ -64,6 +70,8 @@ class SegmentationEvaluation(Evaluation):
         if self.sliding_window:
             whole = extract_model_from_parallel(model)
             return hf_pvt.segment_sliding(whole, pixel_values, self.sliding_window)[0]
+        if self.multi_scale:
+            return hf_pvt.segment_multi_scale(model, pixel_values, size=size)[0]
         return most_likely_labels(model(pixel_values=pixel_values).logits[0], size)
 
     def remarks(self, scores: dict[str, Any]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .detection.coco_masks import Size, compress_mask, mask_library, shortened
+from .coco_masks import Size, compress_mask, mask_library, shortened
 from .evidence_metric import Array, EvidenceMetric, as_array, as_integers
 
 Record = dict[str, Any]
@@ -98,7 +98,7 @@ class CocoAveragePrecision(EvidenceMetric):
         crowd = annotation.get("iscrowd") or 0
         if crowd not in (0, 1):
             raise ValueError(f"{where} has iscrowd {crowd!r}, expected 0 or 1.")
-        label = self._labels([annotation["category_id"]], f"the category_id of {where}")[0]
+        label = self._labels([annotation["category_id"]], f"labels of {where}")[0]
         entry: Record = {"bbox": box.tolist(), "category_id": label, "iscrowd": int(crowd)}
         area, segmentation = annotation.get("area"), annotation.get("segmentation")
         if self.with_masks or (area is None and segmentation):
@@ -137,8 +137,8 @@ class CocoAveragePrecision(EvidenceMetric):
         if labels.ndim != 1 or strangers.size:
             given = f"have shape {labels.shape}" if labels.ndim != 1 else f"hold {strangers[0]}"
             raise ValueError(
-                f"{name} {given}, expected labels in [0, {len(self.names)}); categories of a file count otherwise and "
-                "have to become labels first."
+                f"{name} {given}, expected labels in [0, {len(self.names)}); a file's categories have to become "
+                "labels first."
             )
         return [int(label) for label in labels]
 
@@ -197,14 +197,14 @@ def _numbers(values: Any, name: str, shape: tuple[int, ...]) -> Array:
     try:
         array = as_array(values).astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} hold {shortened(values)}, expected numbers.") from error
+        raise ValueError(f"{name} must be numbers, got {shortened(values)}.") from error
     if 0 in shape and not array.size:
         return array.reshape(shape)  # an empty list has no second axis
     if array.ndim != len(shape) or any(want not in (-1, has) for has, want in zip(array.shape, shape, strict=True)):
         wanted = ", ".join("n" if want == -1 else str(want) for want in shape)
-        raise ValueError(f"{name} have shape {array.shape}, expected ({wanted}).")
+        raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}.")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} hold {array[~np.isfinite(array)][0]}, expected finite numbers.")
+        raise ValueError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}.")
     return array
 
 

@@ -147,7 +147,11 @@ def check_window(window: Size, stride: Size, minimum: int) -> None:
 
 @torch.inference_mode()
 def segment_multi_scale(
-    model: PreTrainedModel, image: Tensor, scales: Sequence[float] = SCALES, flip: bool = True
+    model: PreTrainedModel,
+    image: Tensor,
+    scales: Sequence[float] = SCALES,
+    flip: bool = True,
+    size: Size | None = None,
 ) -> Tensor:
     """Label maps (B, H, W) from the mean of the probabilities at several scales, each mirrored as well.
 
@@ -158,6 +162,7 @@ def segment_multi_scale(
         image: normalised images (B, C, H, W).
         scales: factors of the image's sides, which are then rounded up to multiples of 32.
         flip: also mirror the image from left to right.
+        size: height and width of the label maps, where the image was scaled before; default: the image's.
 
     Raises:
         ValueError: no scale, or one that is not positive.
@@ -170,7 +175,7 @@ def segment_multi_scale(
         scaled = resize(image, [_round_up(scale * side) for side in (height, width)])
         for mirrored in (False, True) if flip else (False,):
             logits = model(scaled.flip(-1) if mirrored else scaled).logits
-            probabilities = resize(logits, (height, width)).softmax(1)  # (B, K, H, W)
+            probabilities = resize(logits, size or (height, width)).softmax(1)  # (B, K, H, W)
             probabilities = probabilities.flip(-1) if mirrored else probabilities
             total = probabilities if total is None else total.add_(probabilities)
     assert total is not None

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .coco_masks import encode_mask
+from ..coco_masks import encode_mask
 from .mask_pasting import paste_masks, pasted_windows
 
 Size = tuple[int, int]  # height, width

@@ -9,10 +9,10 @@ except ImportError:  # without torchvision the package imports, and a detector s
 
 torchvision_ops: ModuleType = ops
 
-INSTALL = 'install it with pip install "hf_pvt[detection]"'
-
 
 def require_torchvision(name: str) -> None:
     """Raise ImportError where `name` cannot work for want of torchvision."""
     if torchvision_ops is None:
-        raise ImportError(f"{name} needs torchvision, which is not there; {INSTALL}.")
+        raise ImportError(
+            f'{name} needs torchvision, which is not there; install it with pip install "hf_pvt[detection]".'
+        )

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .torchvision_ops import INSTALL
-
 Size = tuple[int, int]  # height, width
 
 
@@ -60,7 +58,9 @@ def mask_library() -> ModuleType:
     try:
         from faster_coco_eval.core import mask
     except ImportError:
-        raise ImportError(f"COCO's masks need faster-coco-eval, which is not there; {INSTALL}.") from None
+        raise ImportError(
+            'COCO\'s masks need faster-coco-eval, which is not there; install it with pip install "hf_pvt[detection]".'
+        ) from None
     return mask
 
 
