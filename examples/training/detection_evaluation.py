@@ -15,7 +15,6 @@ from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_pvt.coco_masks import draw_mask, encode_mask
-from hf_pvt.detection.image_processing_detection import PvtDetectionImageProcessor
 from hf_pvt.image_inputs import image_size
 from hf_pvt.metrics import CocoAveragePrecision
 
@@ -64,11 +63,11 @@ class DetectionEvaluation(Evaluation):
     def __init__(self, names: Sequence[str], decode: Decoder, processor: BaseImageProcessor, overlays: int = 0) -> None:
         super().__init__(CocoAveragePrecision(names, decode.with_masks), DetectionView(decode, processor))
         self.names, self.with_masks = list(names), decode.with_masks
-        # Ours have left out what is unlikely, as published; of others all counts.
-        least = {} if isinstance(processor, PvtDetectionImageProcessor) else {"threshold": 0.0}
-        self.post_process = partial(processor.post_process_object_detection, **least)
+        # All that the model gives: ours have left out what is unlikely by `config.score_threshold`, as published.
+        self.post_process = partial(processor.post_process_object_detection, threshold=0.0)
         if decode.with_masks:
-            self.post_process = partial(processor.post_process_instance_segmentation, return_coco_annotation=True)
+            segments = processor.post_process_instance_segmentation
+            self.post_process = partial(segments, threshold=0.0, return_coco_annotation=True)
         self.overlays = DetectionOverlays(names, processor, overlays)
         self.unnumbered = 0
 
