@@ -52,8 +52,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a run of one step, from a detector that finds much, some of it right."""
     folder = tmp_path_factory.mktemp(str(request.param))
-    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: label for label, name in enumerate(LABELS)}}
-    tiny_detector(request.param, num_labels=len(LABELS), **labels).save_pretrained(folder / "detector")
+    fields = {"id2label": dict(enumerate(LABELS)), "label2id": {name: label for label, name in enumerate(LABELS)}}
+    fields["anchor_scales"] = (4, 8, 16)  # as large as the rectangles, too
+    tiny_detector(request.param, num_labels=len(LABELS), **fields).save_pretrained(folder / "detector")
     start = f"--model_name_or_path {folder / 'detector'} --max_steps 1 --learning_rate 1e-6"
     annotations = data.parent / "instances.json"
     words = f"--train_dir {data} --train_annotations {annotations} --validation_dir {data} --validation_annotations"

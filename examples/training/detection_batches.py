@@ -15,15 +15,18 @@ from .samples import Sample
 
 def padded_batch(samples: list[Sample], size_divisor: int) -> Sample:
     """`pixel_values` (B, C, H, W) with zeros at the right and at the bottom, `pixel_mask` (B, H, W), 1 on an image, and
-    lists of everything else; masks are padded as their images.
+    lists of everything else; masks are padded as their images. A sample that has padding says so in its `pixel_mask`.
     """
     sides = [sample["pixel_values"].shape[1:] for sample in samples]
     size = tuple(-(-max(side) // size_divisor) * size_divisor for side in zip(*sides, strict=True))
     fill = partial(filled_up, size=size)
-    ones = [torch.ones(side, dtype=torch.int64) for side in sides]
+    shown = [
+        sample.get("pixel_mask", torch.ones(side, dtype=torch.int64))
+        for sample, side in zip(samples, sides, strict=True)
+    ]
     batch: Sample = {name: [sample[name] for sample in samples] for name in samples[0] if name != "pixel_values"}
     batch["pixel_values"] = torch.stack([fill(sample["pixel_values"]) for sample in samples])
-    batch["pixel_mask"] = torch.stack([fill(one) for one in ones])
+    batch["pixel_mask"] = torch.stack([fill(mask) for mask in shown])
     if "labels" in batch:
         batch["labels"] = [_with_masks(target, fill) for target in batch["labels"]]
     if "counted" in batch:

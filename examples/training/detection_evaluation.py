@@ -15,7 +15,6 @@ from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_pvt.coco_masks import draw_mask, encode_mask
-from hf_pvt.detection.image_processing_detection import PvtDetectionImageProcessor
 from hf_pvt.image_inputs import image_size
 from hf_pvt.metrics import CocoAveragePrecision
 
@@ -38,17 +37,18 @@ class DetectionView:
         size = image_size(image)
         inputs = self.processor(image, return_tensors="pt")
         if self.decode.with_masks:
-            objects = [entry | {"segmentation": self.encoded(entry, example, size)} for entry in objects]
+            objects = [self.encoded(entry, number, example, size) for number, entry in enumerate(objects)]
         return {
             "pixel_values": inputs["pixel_values"][0],
             "pixel_mask": inputs["pixel_mask"][0],
             "reference": {"image_id": example.image_id, "size": size, "annotations": objects},
         }
 
-    def encoded(self, entry: dict[str, Any], example: Example, size: tuple[int, int]) -> dict[str, Any]:
-        """A mask in the short form, of which many fit into memory."""
+    def encoded(self, entry: dict[str, Any], number: int, example: Example, size: tuple[int, int]) -> dict[str, Any]:
+        """An object whose mask has the short form, of which many fit into memory."""
+        where = f"annotation {number} of image {example.image_id}"
         try:
-            return encode_mask(draw_mask(entry.get("segmentation"), size))
+            return entry | {"segmentation": encode_mask(draw_mask(entry.get("segmentation"), size, where))}
         except ValueError as error:
             raise broken(example, error) from error
 
@@ -63,11 +63,11 @@ class DetectionEvaluation(Evaluation):
     def __init__(self, names: Sequence[str], decode: Decoder, processor: BaseImageProcessor, overlays: int = 0) -> None:
         super().__init__(CocoAveragePrecision(names, decode.with_masks), DetectionView(decode, processor))
         self.names, self.with_masks = list(names), decode.with_masks
-        # Ours have left out what is unlikely, as published; of others all counts.
-        least = {} if isinstance(processor, PvtDetectionImageProcessor) else {"threshold": 0.0}
-        self.post_process = partial(processor.post_process_object_detection, **least)
+        # All that the model gives: ours have left out what is unlikely by `config.score_threshold`, as published.
+        self.post_process = partial(processor.post_process_object_detection, threshold=0.0)
         if decode.with_masks:
-            self.post_process = partial(processor.post_process_instance_segmentation, return_coco_annotation=True)
+            segments = processor.post_process_instance_segmentation
+            self.post_process = partial(segments, threshold=0.0, return_coco_annotation=True)
         self.overlays = DetectionOverlays(names, processor, overlays)
         self.unnumbered = 0
 

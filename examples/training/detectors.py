@@ -1,6 +1,7 @@
 """The detector to train, on a pyramid: with fresh heads, or a checkpoint's where the data's labels are the same."""
 
 import copy
+import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedModel
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
 import hf_pvt
 from hf_pvt.detection.auto_detectors import DETECTORS
@@ -44,7 +45,8 @@ def open_detector(
             `drop_path_rate` is the published detector's on a new backbone.
 
     Raises:
-        ValueError: both or none of `start` and `architecture`, no `backbone`, or what is no detector, or no backbone.
+        ValueError: both or none of `start` and `architecture`, no `backbone`, what is no detector, or no backbone, or a
+            field that neither has.
         FileNotFoundError: a path that is not there.
     """
     if (start is None) == (architecture is None) or (architecture is None) != (backbone is None):
@@ -54,14 +56,30 @@ def open_detector(
     torch.manual_seed(derived_seed(seed, Purpose.MODEL))
     if start is not None:
         check_path(start)
-        return with_labels(_opened(start, fields), labels, start)
-    if architecture in STAGES:
-        return with_queries(str(architecture), str(backbone), labels, fields)
-    if backbone in hf_pvt.VARIANTS:
-        return DETECTORS[str(architecture)](
-            hf_pvt.detector_config(str(architecture), str(backbone), **labels, **fields)
-        )
-    return on_backbone(str(architecture), str(backbone), labels, fields)
+        model = with_labels(_opened(start, fields), labels, start)
+    elif architecture in STAGES:
+        model = with_queries(str(architecture), str(backbone), labels, fields)
+    elif backbone in hf_pvt.VARIANTS:
+        config = hf_pvt.detector_config(str(architecture), str(backbone), **labels, **fields)
+        model = DETECTORS[str(architecture)](config)
+    else:
+        model = on_backbone(str(architecture), str(backbone), labels, fields)
+    for name in fields:
+        parts_with(name, model.config)
+    return model
+
+
+def parts_with(name: str, config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """Which of a detector's configuration and its backbone's have a field.
+
+    Raises ValueError where none has: the flag would be without effect.
+    """
+    parts = (config, config.backbone_config)
+    found = [part for part in parts if name in {field.name for field in dataclasses.fields(part)}]
+    if not found:
+        described = " on ".join(part.model_type for part in parts)
+        raise ValueError(f"--{name} is nothing that a {described} has; leave it out.")
+    return found
 
 
 def _opened(start: str, fields: dict[str, Any]) -> PreTrainedModel:
@@ -74,10 +92,14 @@ def _opened(start: str, fields: dict[str, Any]) -> PreTrainedModel:
     if Path(start).is_file():
         model = hf_pvt.load_original(start, **fields)
     else:
-        if AutoConfig.from_pretrained(start).model_type not in {*DETECTORS, *STAGES}:
+        config = AutoConfig.from_pretrained(start)
+        if config.model_type not in {*DETECTORS, *STAGES}:
             raise ValueError(no_detector(start))
+        for name, value in fields.items():
+            for part in parts_with(name, config):
+                setattr(part, name, value)
         model, report = AutoModelForObjectDetection.from_pretrained(
-            start, dtype=torch.float32, output_loading_info=True, **fields
+            start, config=config, dtype=torch.float32, output_loading_info=True
         )
         missing = report["missing_keys"]
     if model.config.model_type not in {*DETECTORS, *STAGES}:

@@ -17,6 +17,7 @@ from accelerate.commands.config.config_args import default_config_file
 from accelerate.logging import get_logger
 from accelerate.utils import GradientAccumulationPlugin
 from huggingface_hub import HfApi
+from tqdm import tqdm
 
 from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import CheckpointError
@@ -123,7 +124,7 @@ def run_main(main: Callable[[], object]) -> None:
     except EXPECTED as error:
         if os.environ.get("HF_PVT_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {sentence(error)}\n")
+        tqdm.write(f"error: {sentence(error)}", file=sys.stderr)  # on a line of its own, where a bar is shown
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")  # what torchrun gives as the root cause
         if report:
             Path(report).write_text(json.dumps({"message": sentence(error), "timestamp": int(time.time())}))

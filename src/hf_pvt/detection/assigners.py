@@ -34,6 +34,8 @@ class IoUAssigner:
         best = anchors.new_zeros(len(anchors))
         assigned = torch.full_like(best, NEGATIVE, dtype=torch.int64)
         taken = assigned
+        if not len(anchors):  # proposals of weights that are no numbers any more; the loss says so
+            return assigned
         for first in range(0, len(boxes), BOXES_AT_ONCE):
             overlaps = torchvision_ops.box_iou(boxes[first : first + BOXES_AT_ONCE], anchors)  # (n, A)
             best_of_some, box = overlaps.max(dim=0)  # (A,)
