@@ -34,10 +34,12 @@ PRODUCTS = ((3136, 64, 512), (3136, 512, 64), (784, 128, 1024), (784, 1024, 128)
 
 def build(candidate: str, size: int, batch: int) -> Callable[[torch.Tensor], Any]:
     """A candidate's forward, a function of images (B, 3, H, W)."""
-    if candidate == "ours":
-        from hf_pvt import PvtV2ForImageClassification, variant_config
+    if candidate.startswith("ours"):
+        from hf_pvt import PvtV2ForImageClassification, pack_for_cpu, variant_config
 
-        return PvtV2ForImageClassification(variant_config("pvt-v2-b2", num_labels=1000)).eval()
+        ours = PvtV2ForImageClassification(variant_config("pvt-v2-b2", num_labels=1000)).eval()
+        dtype = torch.bfloat16 if "bf16" in candidate else torch.float32
+        return pack_for_cpu(ours, dtype) if "packed" in candidate else ours.to(dtype)
     if candidate == "transformers":
         from transformers import PvtV2Config, PvtV2ForImageClassification
 
@@ -56,8 +58,9 @@ def build(candidate: str, size: int, batch: int) -> Callable[[torch.Tensor], Any
     model = timm.create_model("pvt_v2_b2").eval()
     if candidate == "timm":
         return model
-    model = model.to(memory_format=torch.channels_last)
-    return lambda images: model(images.contiguous(memory_format=torch.channels_last))
+    dtype = torch.bfloat16 if "bf16" in candidate else torch.float32
+    model = model.to(dtype, memory_format=torch.channels_last)
+    return lambda images: model(images.to(dtype, memory_format=torch.channels_last))
 
 
 def onnx_file(size: int, batch: int) -> str:
