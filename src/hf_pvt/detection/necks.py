@@ -4,6 +4,7 @@ Legend: see the folder's `__init__`; D the neck's width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class ConvolvedNeck(FeaturePyramid):
         return levels
 
 
-def strided(conv: nn.Conv2d, level: Tensor) -> Tensor:
+def strided(conv: Any, level: Tensor) -> Tensor:
     """`conv(level)`; a single place is convolved with stride 1, which gives the same.
 
     With a stride, PyTorch on a CPU leaves the bfloat16 gradient of the weights that meet nothing but padding unwritten:
