@@ -75,6 +75,8 @@ def open_model(path: str) -> tuple[EvaluatedTask, PreTrainedModel, BaseImageProc
         model = hf_pvt.load_original(path)
         task = task_of(type(model).__name__, path)
         return task, model, task.published_processor(model)
+    if Path(path, "model", "config.json").is_file() and not Path(path, "config.json").is_file():
+        raise FileNotFoundError(f"{path} is a run's folder; its model is {Path(path, 'model')}.")
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     task = task_of((config.architectures or [""])[0], path)
     model, report = task.auto_class.from_pretrained(

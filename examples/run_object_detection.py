@@ -241,8 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     leave_colours(task, COLOURS, colours, channels)
     with_masks = getattr(model, "has_masks", False)
     decode = Decoder(with_masks, annotations.bbox_format, channels)
-    check_annotations(accelerator, decode, categories.names, training, validation, data.on_bad_image)
     training = trainable(training, task.keep_empty)
+    check_annotations(accelerator, decode, categories.names, training, validation, data.on_bad_image)
     published = None if task.recipe == "finetune" else coco_recipe(model.config, task.recipe)
     if published is not None:
         fill(groups, {name: getattr(published, name) for name in ("weight_decay", "without_decay", "max_grad_norm")})
@@ -262,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loop = Loop(accelerator, model, detection, schedule, steps_per_epoch, optimization, run, identity)
     loop.train(feed.training(training, TrainingView(task, decode, processor), order, schedule.total_steps))
     arguments = {name: value for group in groups for name, value in asdict(group).items()}
-    started = start_name(task.model_name_or_path or task.from_backbone)
+    from_scratch = task.from_backbone in hf_pvt.VARIANTS
+    started = None if from_scratch else start_name(task.model_name_or_path or task.from_backbone)
     pipeline = "image-segmentation" if with_masks else "object-detection"
     finish(loop, model, processor, pipeline, started, data, arguments)
 

@@ -59,7 +59,7 @@ def of_object(**change: Any) -> Callable[[Path, int], None]:
 
 # What is done to an image, what is said of it, and whether it is seen in the annotations, before the first step.
 BAD: dict[str, tuple[Callable[[Path, int], None], str, bool]] = {
-    "missing": (missing, "cannot be read (No such file or directory)", False),
+    "missing": (missing, "cannot be read (No such file or directory)", True),
     "damaged": (damaged, "is damaged or cut off (", False),
     "another size": (other_size, "has 64x64 pixels, its annotation says 65x64", False),
     "category": (of_object(category_id=4), "has broken objects: has the category 4, expected one of the 10 ", True),
@@ -104,7 +104,7 @@ def test_what_is_bad_is_skipped_counted_and_listed(
         assert found[f"validation/{number:04}.png"].startswith(reason)
     assert record["metrics"]["examples"] == 12 - len(BAD)
     assert "16 bad images were skipped" in caplog.text
-    assert "3 of 16 training images have objects that cannot be used, and are skipped; the first, " in caplog.text
+    assert "4 of 16 training images have objects that cannot be used, and are skipped; the first, " in caplog.text
 
     def sound(content: Content) -> None:
         content["images"] = content["images"][len(BAD) :]
@@ -188,7 +188,7 @@ def test_formats_of_boxes(box_format: str, data: Path, own: Path, start: Path, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["annotations"][0].update(image_id=7), "is not COCO's: an annotation is of image 7, which is none"),
+        (lambda c: c["annotations"][0].update(image_id=7), "has an annotation of image 7, which is none"),
         (lambda c: c["images"].append(c["images"][0]), "has two images of one id."),
         (lambda c: c["images"][0].pop("file_name"), "has an image without file_name."),
         (lambda c: c["categories"].clear(), "has no categories."),

@@ -1,5 +1,6 @@
 """The parts of detectors, each against a plain loop over the published rules, or torchvision where it agrees."""
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from hf_pvt.detection.box_coder import LARGEST_LOG_RATIO, decode, encode
 from hf_pvt.detection.ground_truth import ground_truth, valid_sizes
 from hf_pvt.detection.loss_terms import means
 from hf_pvt.detection.mask_head import mask_loss, mask_targets
+from hf_pvt.detection.necks import ConvolvedNeck
 from hf_pvt.detection.roi_pooling import levels_of, pool_boxes
 from hf_pvt.detection.samplers import RandomSampler
 from hf_pvt.detection.suppression import best_candidates, detect
@@ -458,3 +460,21 @@ def hole(mask: Tensor) -> Tensor:
 def test_bad_pixel_masks(mask: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         valid_sizes(IMAGES, mask)
+
+
+def test_the_gradient_of_a_single_place_is_written() -> None:
+    """In bfloat16, too, whatever memory held: PyTorch leaves the weights that meet padding alone unwritten."""
+    torch.manual_seed(0)
+    neck = ConvolvedNeck([8, 8, 16], 16, further=2)
+    maps = [torch.randn(4, channels, side, side) for channels, side in ((8, 8), (8, 4), (16, 2))]
+    gradients = {}
+    for name, maps_of_type in (("float32", maps), ("bfloat16", [one.bfloat16() for one in maps])):
+        twin = copy.deepcopy(neck).to(maps_of_type[0].dtype)
+        for _ in range(20):
+            junk = [torch.full((16, 16, 3, 3), torch.nan, dtype=torch.bfloat16) for _ in range(4)]
+            del junk
+            twin.zero_grad()
+            sum(level.sum() for level in twin(maps_of_type)).backward()
+            gradients.setdefault(name, twin.further_convs[1].weight.grad.float())
+            assert twin.further_convs[1].weight.grad.isfinite().all()
+    torch.testing.assert_close(gradients["bfloat16"], gradients["float32"], rtol=0.1, atol=0.1)

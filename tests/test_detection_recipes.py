@@ -1,6 +1,7 @@
 """The published schedules, number by number, and the detectors that training starts from."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,13 @@ def test_other_labels_keep_what_does_not_know_them(detector: DetectorRow, tmp_pa
 
 
 def test_what_no_detector_starts_from(classifier: Path, tmp_path: Path) -> None:
-    message = r"say where to start: --model_name_or_path, or --architecture with --from_backbone\."
-    for start, architecture, backbone in ((None,) * 3, ("a", "retinanet", "b"), (None, "retinanet", None)):
-        with pytest.raises(ValueError, match=message):
-            open_detector(start, architecture, backbone, NAMES, seed=0)
+    every = "--model_name_or_path and --architecture and --from_backbone"
+    for given, said in (((None,) * 3, "neither"), (("a", "b", "c"), every), ((None, "b", None), "--architecture")):
+        message = f"--model_name_or_path, or --architecture with --from_backbone; got {said}."
+        with pytest.raises(ValueError, match=rf"^say where to start: either {re.escape(message)}$"):
+            open_detector(*given, NAMES, seed=0)
+    with pytest.raises(FileNotFoundError, match=r"folder pvt_v2_b0; did you mean pvt-v2-b0, which is from"):
+        open_detector(None, "retinanet", "pvt_v2_b0", NAMES, seed=0)
     with pytest.raises(ValueError, match=r"has no detector's heads; give it as --from_backbone, with --architecture\."):
         open_detector(str(classifier), None, None, NAMES, seed=0)
     with pytest.raises(FileNotFoundError, match=r"there is no file or folder .*/none\.pth to start from\."):

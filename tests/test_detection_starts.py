@@ -76,7 +76,7 @@ def test_other_labels(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "say where to start: --model_name_or_path, or --architecture with --from_backbone."),
+        ({}, "say where to start: either --model_name_or_path, or --architecture with --from_backbone; got neither."),
         ({"architecture": "retinanet"}, "say where to start: "),
         ({"model_name_or_path": "DETECTOR", "architecture": "retinanet"}, "say where to start: "),
         ({"model_name_or_path": "DETECTOR", "from_backbone": "pvt-v2-b0"}, "say where to start: "),

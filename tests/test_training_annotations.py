@@ -67,6 +67,8 @@ def test_another_file_s_categories_are_known_by_name(tmp_path: Path) -> None:
     data = DataArguments(train_dir=str(tmp_path / "train"), validation_dir=str(tmp_path / "val"))
     _, validation, categories = open_annotated(data, AnnotationArguments(), seed=0)
     assert categories.names == ["nucleus", "cell"]
+    with pytest.raises(ValueError, match=r"has the category 9, expected one of the 2 categories: 1, 0$"):
+        validation.categories.label(9)
     _, objects = Decoder(with_masks=False)(validation[1])
     assert [categories.names[o["category_id"]] for o in objects] == ["cell", "nucleus"]
     coco(tmp_path / "val", [], categories=[{"id": 0, "name": "vessel"}])
@@ -219,7 +221,8 @@ def test_an_image_of_another_size_than_annotated(tmp_path: Path) -> None:
     ("parts", "message"),
     [
         ({"images": None}, "is not COCO's: expected a dictionary with images, annotations and categories"),
-        ({"images": []}, "is not COCO's: an annotation is of image 5, which is none of the images"),
+        ({"images": []}, "has an annotation of image 5, which is none of its images"),
+        ({"annotations": [{"image_id": "5"}]}, "has an annotation of image '5', which is none of its images"),
         ({"images": [{"id": 5}]}, "has an image without file_name"),
         ({"images": [{"id": 5, "file_name": "a"}] * 2}, "has two images of one id"),
         ({"categories": []}, "has no categories"),
@@ -302,6 +305,26 @@ def test_the_first_bad_image_is_named_or_all_are_left_to_their_turn(
     coco(tmp_path, [entry([1, 2, 3, 4], 9), entry([1, 2, 3, 4], 9, image=4)])
     with pytest.raises(BadImageError):  # nothing would be left
         census(folder, on_bad_image="skip")
+
+
+def test_files_that_are_not_there_are_named_before_the_first_step(tmp_path: Path) -> None:
+    folder = coco(tmp_path, [entry([10, 10, 20, 15])])
+    (folder / "1.png").unlink()
+    with pytest.raises(BadImageError, match=r"1\.png cannot be read \(No such file or directory\)\."):
+        census(folder)
+    census(folder, on_bad_image="skip")
+    (folder / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"none of the 2 training images that are annotated is there, "):
+        census(folder)
+
+
+def test_boxes_beside_their_polygons_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As x1, y1, x2, y2 that happen to fit as x, y, width, height have them."""
+    with caplog.at_level(logging.WARNING):
+        census(coco(tmp_path, [entry([10, 10, 20, 15]), entry([10, 10, 30, 25])]))
+    assert (
+        "1 of 2 training boxes do not enclose their polygons; are they xyxy or cxcywh (--bbox_format)?" in caplog.text
+    )
 
 
 def test_missing_masks_and_no_objects_at_all(tmp_path: Path) -> None:

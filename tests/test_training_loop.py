@@ -140,6 +140,18 @@ def no_gradient(loss: torch.Tensor, model: nn.Module) -> torch.Tensor:
     return loss + (weight - weight.detach()).square().sum().sqrt()
 
 
+def test_weights_that_are_no_numbers_are_no_model(
+    small: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last step, without a checkpoint that would have looked at them."""
+    healthy = Classification.loss
+    spoilt = lambda self, model, batch: no_gradient(healthy(self, model, batch), model)  # noqa: E731
+    monkeypatch.setattr(Classification, "loss", spoilt)
+    with pytest.raises(TrainingError, match=r"^the weights are no longer finite after an update in step 1, "):
+        run(few_steps(small, tiny, tmp_path, max_steps=1))
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [

@@ -360,7 +360,9 @@ def test_processes_fail_together(tmp_path: Path) -> None:
     process = launch(flags(root, tmp_path / "out", **values), processes=2)
     assert process.returncode == 1 and not (tmp_path / "out" / "model").exists()
     errors = [line for line in process.stderr.replace("\r", "\n").splitlines() if "error: the training masks" in line]
-    assert len(errors) == 2 and all(f"9 has no name (first in {root}/masks/1.png)" in line for line in errors)
+    assert errors and all(f"9 has no name (first in {root}/masks/1.png)" in line for line in errors)
+    # Where one is slow to write, the launcher ends it when the other has left.
+    assert len(errors) == 2 or "closing signal SIGTERM" in process.stderr
 
 
 def test_counts_add_up() -> None:

@@ -14,6 +14,8 @@ from .arguments import Arguments
 
 # A row of a source: the image's file, its key in the output, its name in messages.
 Row = tuple[Any, str, str]
+# What lies beside images and describes them.
+NO_IMAGES = (".json", ".csv", ".txt", ".md")
 
 
 @dataclass
@@ -57,11 +59,12 @@ def open_source(arguments: Arguments) -> Source:
 
 
 def folder_source(root: Path, unit_size: int, masks_as_files: bool = False) -> Source:
-    """The files of a tree but hidden ones, in the order of their names.
+    """The files of a tree but hidden ones and tables of annotations, in the order of their names.
 
     Raises FileNotFoundError where there is none, ValueError where the masks of two would be the same file.
     """
-    files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name[0] != ".")
+    found = (path for path in root.rglob("*") if path.is_file() and path.suffix.lower() not in NO_IMAGES)
+    files = sorted(str(path.relative_to(root)) for path in found if path.name[0] != ".")
     if not files:
         raise FileNotFoundError(f"there is no file in {root}.")
     if masks_as_files:

@@ -3,10 +3,13 @@
 Boxes that are read in another format than they are written in would otherwise end well, in a model of other boxes.
 """
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,9 @@ logger = get_logger(__name__)
 MOST_ROWS, MOST_READ = 20_000, 200
 CUT = 1.0  # pixels by which a box may reach over its image without a word
 SURELY = 20  # so many boxes that fit by accident are none
+BESIDE = 0.1  # share of a box's longer side by which its polygon may differ
+OTHER_FORMATS = ("xyxy", "cxcywh")
+NOT_THERE = f"cannot be read ({os.strerror(errno.ENOENT)})"
 
 
 @dataclass
@@ -55,6 +61,7 @@ def check_annotations(
     Raises:
         BadImageError: an image has objects that cannot be used.
         ValueError: boxes that must be x1, y1, x2, y2, masks that are missing, or no object.
+        FileNotFoundError: none of the images is there.
     """
     for share, examples in (("training", training), ("validation", validation)):
         if examples is None:
@@ -98,6 +105,8 @@ def annotation(examples: Any, number: int) -> Example:
 def look_at(decode: Decoder, example: Example, number: int) -> Census:
     """One image's objects."""
     counts = Counter(["images"])
+    if isinstance(example.image, Path) and not example.image.is_file():
+        return Census(counts + Counter(["not there"]), bad={number: BadImageError(example.name, NOT_THERE)})
     try:
         size = example.size or image_size(decode_image(example.image, example.name, decode.num_channels))
         counts.update(kind for entry in example.objects for kind in as_written(entry.get("bbox"), size))
@@ -125,10 +134,23 @@ def oddities(entry: dict[str, Any], size: Size) -> Iterator[str]:
     yield "objects"
     if min(box_width, box_height) < 1:
         yield "flat"
+    if isinstance(entry.get("segmentation"), list) and not encloses(entry["bbox"], entry["segmentation"]):
+        yield "beside its mask"
     if max(-x, -y, x + box_width - width, y + box_height - height) > CUT:
         yield "cut"
     if not entry.get("segmentation"):
         yield "without mask"
+
+
+def encloses(box: Sequence[float], polygons: list[Any]) -> bool:
+    """Whether a box x, y, width, height has about the extent of polygons, as far as they are some."""
+    try:
+        points = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons])
+    except ValueError:  # broken ones are named in their turn
+        return True
+    x, y, width, height = box
+    extent = np.concatenate((points.min(axis=0), points.max(axis=0)))
+    return bool((np.abs(extent - (x, y, x + width, y + height)) <= BESIDE * max(width, height) + 1).all())
 
 
 def refuse(census: Census, decode: Decoder, share: str) -> None:
@@ -138,6 +160,12 @@ def refuse(census: Census, decode: Decoder, share: str) -> None:
         raise ValueError(
             f"of the {share} boxes {counts['outside']:,} end outside their image as x, y, width, height, and all lie "
             "inside as x1, y1, x2, y2; give --bbox_format xyxy."
+        )
+    if counts["not there"] and counts["not there"] == counts["images"]:
+        first = census.bad[min(census.bad)]
+        raise FileNotFoundError(
+            f"none of the {counts['images']:,} {share} images that are annotated is there, {first.file} is the first; "
+            "give the folder that the annotations' file names are relative to."
         )
     if decode.with_masks and counts["without mask"]:
         raise ValueError(
@@ -156,6 +184,9 @@ def remarks(census: Census, share: str, names: Sequence[str]) -> Iterator[str]:
         yield f"{counts['flat']:,} of {counts['objects']:,} {share} boxes are less than a pixel wide or high: left out"
     if counts["cut"]:
         yield f"{counts['cut']:,} of {counts['objects']:,} {share} boxes reach over their image: cut to it"
+    if counts["beside its mask"]:
+        beside = f"{counts['beside its mask']:,} of {counts['objects']:,} {share} boxes"
+        yield f"{beside} do not enclose their polygons; are they {' or '.join(OTHER_FORMATS)} (--bbox_format)?"
     if census.bad:
         first = census.bad[min(census.bad)]
         skipped = f"{len(census.bad):,} of {counts['images']:,} {share} images"

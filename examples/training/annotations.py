@@ -31,8 +31,10 @@ class Categories:
         """Raises ValueError for a category that there is not."""
         label = self._labels.get(raw)
         if label is None:
-            known = ", ".join(map(str, self.ids[:8])) + (", ..." if len(self.ids) > 8 else "")
-            raise ValueError(f"has the category {raw!r}, expected one of the {len(self.ids)} categories: {known}")
+            # A file that lacks some of the labels has no ids of them.
+            ids = [raw for raw, name in zip(self.ids, self.names, strict=True) if raw != name] or self.ids
+            known = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+            raise ValueError(f"has the category {raw!r}, expected one of the {len(ids)} categories: {known}")
         return label
 
     @property

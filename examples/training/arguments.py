@@ -36,8 +36,8 @@ class DataArguments:
     train_dir: str | None = flag(
         "A folder of training data. For classification: a folder of images for each class, or metadata.csv with "
         "file_name,label[,split]. For segmentation: images/ and masks/ with the same stems, or ADE20K's "
-        "images/training and annotations/training, beside them the same for validation. A file is taken for one of "
-        "--train_files."
+        "images/training and annotations/training, beside them the same for validation. For detection: images, with "
+        "COCO's JSON in --train_annotations. A file is taken for one of --train_files."
     )
     validation_dir: str | None = flag("The same, for evaluation.")
     train_files: list[str] | None = flag(

@@ -63,7 +63,7 @@ def coco_images(folder: Path, file: str | None, expected: Categories | None = No
     if path is None or not path.is_file():
         looked_for = path or " or ".join(str(folder / name) for name in BESIDE_IMAGES)
         raise FileNotFoundError(
-            f"there is no file {looked_for}; give COCO's JSON with --train_annotations and the like."
+            f"there is no file {looked_for}; give COCO's JSON with --train_annotations or --validation_annotations."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -78,6 +78,10 @@ def coco_images(folder: Path, file: str | None, expected: Categories | None = No
         ids = [image["id"] for image in images]
         objects: dict[int, list[Entry]] = {number: [] for number in ids}
         for entry in entries:
+            if entry["image_id"] not in objects:
+                raise ValueError(
+                    f"{path} has an annotation of image {entry['image_id']!r}, which is none of its images."
+                )
             objects[entry["image_id"]].append(_kept(entry))
         missing = [image["id"] for image in images if not image.get("file_name")]
     except (KeyError, TypeError) as error:
@@ -95,8 +99,6 @@ def _kept(entry: Entry) -> Entry:
 
 
 def _what_is_missing(error: Exception) -> str:
-    if isinstance(error, KeyError) and isinstance(error.args[0], int):
-        return f"an annotation is of image {error.args[0]}, which is none of the images"
     return f"an entry has no {error}" if isinstance(error, KeyError) else "an entry is no dictionary"
 
 

@@ -50,7 +50,11 @@ def open_detector(
         FileNotFoundError: a path that is not there.
     """
     if (start is None) == (architecture is None) or (architecture is None) != (backbone is None):
-        raise ValueError("say where to start: --model_name_or_path, or --architecture with --from_backbone.")
+        given = {"--model_name_or_path": start, "--architecture": architecture, "--from_backbone": backbone}
+        have = " and ".join(name for name, value in given.items() if value) or "neither"
+        raise ValueError(
+            f"say where to start: either --model_name_or_path, or --architecture with --from_backbone; got {have}."
+        )
     fields = {name: value for name, value in fields.items() if value is not None}
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     torch.manual_seed(derived_seed(seed, Purpose.MODEL))
@@ -160,6 +164,9 @@ def with_queries(architecture: str, start: str, labels: dict[str, Any], fields: 
 def as_folder(start: str) -> Iterator[str]:
     """A Hub id or a folder as it is; of a published file a folder with the pyramid, while the context lasts."""
     check_path(start)
+    variant = start.lower().replace("_", "-")
+    if variant in hf_pvt.VARIANTS and not Path(start).exists():
+        raise FileNotFoundError(f"there is no file or folder {start}; did you mean {variant}, which is from scratch?")
     if not Path(start).is_file():
         yield start
         return

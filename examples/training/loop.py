@@ -118,6 +118,7 @@ class Loop:
                 evaluated = self.step
                 self.evaluate()
         bar.close()
+        self._check_weights()
         if evaluated != total:
             self.evaluate()
         self._gather_bad()
@@ -235,8 +236,7 @@ class Loop:
     def save(self) -> None:
         """A checkpoint of finite weights."""
         self.look_at_losses()
-        if not self._weights_are_finite():
-            raise self._not_finite("the weights are no longer finite after an update", self.step - 1)
+        self._check_weights()
         self._gather_bad()
         state = {"identity": self.identity, "changes": self.changes, "seconds": self.seconds}
         state |= {"bad_images": self.bad, "metrics": self.metrics}
@@ -247,10 +247,12 @@ class Loop:
     def _more_weights(self) -> dict[str, nn.Module]:
         return {} if self.average is None else {"average": self.average}
 
-    def _weights_are_finite(self) -> bool:
+    def _check_weights(self) -> None:
+        """Raises TrainingError for one that is NaN or infinite, in any process."""
         weights = [p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters()]
         finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
-        return bool(self.accelerator.reduce(finite.float(), "mean") == 1)
+        if self.accelerator.reduce(finite.float(), "mean") != 1:
+            raise self._not_finite("the weights are no longer finite after an update", self.step - 1)
 
     def _gather_bad(self) -> None:
         self.bad = {file: reason for bad in gather_object([self.bad]) for file, reason in bad.items()}

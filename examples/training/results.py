@@ -64,6 +64,7 @@ def finish(
         folder = loop.output_dir / "model"
         save_model(model, weights, processor, card, folder)
         results = {
+            "labels": [model.config.id2label[label] for label in range(model.config.num_labels)],
             "metrics": loop.metrics,
             "steps": steps,
             "num_processes": processes,

@@ -4,7 +4,9 @@ Legend: see the folder's `__init__`; D the neck's width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +38,18 @@ class ConvolvedNeck(FeaturePyramid):
     def forward(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
         levels, coarsest = super().forward(feature_maps), feature_maps[-1]
         for conv in self.further_convs:
-            coarsest = conv(coarsest)
+            coarsest = strided(conv, coarsest)
             levels.append(coarsest)
         return levels
+
+
+def strided(conv: Any, level: Tensor) -> Tensor:
+    """`conv(level)`; a single place is convolved with stride 1, which gives the same.
+
+    With a stride, PyTorch on a CPU leaves the bfloat16 gradient of the weights that meet nothing but padding unwritten:
+    whatever was in that memory, NaN too (seen with 2.14 and its oneDNN).
+    """
+    learns = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if learns and level.device.type == "cpu" and level.shape[-2:] == (1, 1):
+        return F.conv2d(level, conv.weight, conv.bias, padding=1)
+    return conv(level)
