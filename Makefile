@@ -47,8 +47,9 @@ cards: $(VENV)/test.installed  ## render the model cards from their template and
 verify: $(VENV)/test.installed  ## convert all 60 published checkpoints, there and back, and write the table
 	$(BIN)/python tests/verify_conversions.py
 
-benchmark: $(VENV)/test.installed  ## time forward passes against the peers, and the detectors; leave the machine idle
+benchmark: $(VENV)/test.installed  ## time forward passes against the peers, packed models, and the detectors; leave the machine idle
 	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.detection
 
 $(VENV)/demo.installed $(VENV)/test.installed $(VENV)/dev.installed: $(VENV)/%.installed: pyproject.toml

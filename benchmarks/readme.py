@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 
-from . import detection, forward, training_memory
+from . import detection, forward, serving, training_memory
 from .forward import RESULTS
 
 
@@ -74,6 +74,12 @@ def forward_table() -> str:
     return f"`python -m benchmarks.forward`: {results['machine']}.\n\n{forward.table(results)}"
 
 
+def serving_table() -> str:
+    """The last run of `benchmarks.serving`."""
+    results = json.loads((RESULTS / "serving.json").read_text())
+    return f"`python -m benchmarks.serving`: {results['machine']}.\n\n{serving.table(results)}"
+
+
 def training_memory_tables() -> str:
     """The last run of `benchmarks.training_memory`."""
     results = json.loads((RESULTS / "training_memory.json").read_text())
@@ -90,6 +96,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "detectors": detectors_table,
         "measure": measure_commands,
         "forward": forward_table,
+        "serving": serving_table,
         "detection": detection_table,
     },
     ROOT / "examples" / "README.md": {"training-memory": training_memory_tables},
