@@ -303,6 +303,7 @@ def test_bad_images_stop(classifier: Path, spoiled: Path, tmp_path: Path, monkey
 def test_bad_images_are_skipped_and_listed(
     classifier: Path, spoiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (spoiled / "annotations.json").write_text("{}")  # lies beside images, and is none
     flags = {"model_name_or_path": classifier, "input_dir": spoiled, "on_bad_image": "skip"}
     table = embed(monkeypatch, tmp_path / "out", **flags)
     assert table["key"].to_pylist() == ["a.png", "f.png"]

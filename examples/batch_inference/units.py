@@ -15,7 +15,7 @@ from .arguments import Arguments
 # A row of a source: the image's file, its key in the output, its name in messages.
 Row = tuple[Any, str, str]
 # What lies beside images and describes them.
-NO_IMAGES = (".json", ".csv", ".txt", ".md")
+NO_IMAGES = (".json", ".csv")
 
 
 @dataclass
