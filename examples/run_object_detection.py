@@ -59,13 +59,11 @@ from hf_pvt.image_inputs import image_size
 
 logger = get_logger(__name__)
 
-# What the flags are that are not given. Rates, decay and clipping of the published: training/coco_recipes.py.
+# What the flags are that are not given. Rates, decay, clipping and scales of the published: training/coco_recipes.py.
 COCO: dict[str, Any] = {
     "num_train_epochs": 12.0,
     "warmup_steps": 500,
     "drops": [8 / 12, 11 / 12],
-    "scale_lowest": 1.0,
-    "random_crop": 0.0,
     "horizontal_flip": 0.5,
     "photometric_distortion": 0.0,
     "keep_empty": False,
@@ -74,9 +72,8 @@ COCO: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     # PVT, section 5.2, PVTv2, section 4.2, and P2T, section 4.3: MMDetection's schedule of 12 epochs.
     "coco-1x": COCO,
-    # The published 36 epochs, of Mask R-CNN on PVTv2-B2: images of 480 to 800 pixels, half of them cut out of others.
-    "coco-3x": COCO
-    | {"num_train_epochs": 36.0, "drops": [27 / 36, 33 / 36], "scale_lowest": 480 / 800, "random_crop": 0.5},
+    # 36 epochs of images of several sizes; published are those of Mask R-CNN on PVTv2-B2.
+    "coco-3x": COCO | {"num_train_epochs": 36.0, "drops": [27 / 36, 33 / 36]},
     # Ours, for small data sets: what was learnt before moves slowly, and images without objects are learnt from.
     "finetune": {
         "num_train_epochs": 50.0,
@@ -245,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_annotations(accelerator, decode, categories.names, training, validation, data.on_bad_image)
     published = None if task.recipe == "finetune" else coco_recipe(model.config, task.recipe)
     if published is not None:
-        fill(groups, {name: getattr(published, name) for name in ("weight_decay", "without_decay", "max_grad_norm")})
+        fill(groups, published.flags())
 
     merge = partial(padded_batch, size_divisor=getattr(model.config, "size_divisor", 1))
     feed = Feed(accelerator, data, run, seed, merge)

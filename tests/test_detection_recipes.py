@@ -63,7 +63,9 @@ def test_rates_of_one_schedule(detector: str, variant: str, rate: float, batch: 
     assert schedule(config, "coco-1x", 2 * batch).peak == pytest.approx(2 * rate)  # with the batch
     assert schedule(config, "coco-1x", batch, learning_rate=3e-4).peak == 3e-4
     recipe = coco_recipe(config, "coco-1x")
-    assert (recipe.weight_decay, recipe.without_decay) == (1e-4, ())
+    flags = recipe.flags()
+    assert (flags["weight_decay"], flags["without_decay"]) == (1e-4, ["none"])
+    assert (flags["scale_lowest"], flags["random_crop"]) == (1.0, 0.0)
     clipped = detector == "mask_rcnn" and variant in ("p2t-base", "p2t-large")
     assert recipe.max_grad_norm == (10 if clipped else None)
 
@@ -75,8 +77,9 @@ def test_rates_of_the_long_schedule() -> None:
     for epoch, rate in ((1, 1e-4), (26.99, 1e-4), (27, 1e-5), (32.99, 1e-5), (33, 1e-6), (35.99, 1e-6)):
         assert rates(int(epoch * STEPS_PER_EPOCH)) == pytest.approx(rate), epoch
     assert (recipe.weight_decay, recipe.without_decay, recipe.max_grad_norm) == (0.05, ("norms",), None)
-    flags = script.RECIPES["coco-3x"]
-    assert (flags["scale_lowest"], flags["random_crop"], flags["horizontal_flip"]) == (0.6, 0.5, 0.5)
+    assert (recipe.scale_lowest, recipe.random_crop) == (480 / 800, 0.5)
+    usual = coco_recipe(hf_pvt.detector_config("retinanet", "pvt-v2-b2"), "coco-3x")
+    assert (usual.learning_rate, usual.scale_lowest, usual.random_crop) == (1e-4, 640 / 800, 0.0)
     assert schedule(config, "finetune", 8).peak == pytest.approx(1e-4)
 
 
@@ -98,7 +101,7 @@ def test_norms_do_not_decay(backbone: str) -> None:
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)}
     for name, decay in decays(model, ("norms",)).items():
         assert decay == (0 if name.rpartition(".")[0] in norms else 0.05), name
-    assert {*decays(model, ()).values()} == {0.05}
+    assert {*decays(model, ("none",)).values()} == {0.05}
 
 
 # Where a detector comes from

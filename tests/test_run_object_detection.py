@@ -15,6 +15,7 @@ from hub_server import TOKEN, HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from training import loop
 from training.launch import TrainingError
 from transformers import AutoModelForObjectDetection
 
@@ -191,7 +192,14 @@ def test_published_recipes(
         stretched(data / share)
     monkeypatch.setattr(script.Detection, "loss", recorded)
     published = {"recipe": recipe, "learning_rate": None, "warmup_steps": None, "layer_decay": None}
-    values = {"longer_side": 90, "max_steps": None, "num_train_epochs": 1}
+    values = {"longer_side": 90, "max_steps": None, "num_train_epochs": 1, "checkpointing_steps": 3}
+    decays: list[list[float]] = []
+    grouped = loop.parameter_groups
+    monkeypatch.setattr(
+        loop,
+        "parameter_groups",
+        lambda *given: decays.append([group["weight_decay"] for group in grouped(*given)]) or grouped(*given),
+    )
     record = run(flags(data, tmp_path / "out", model_name_or_path=starts[kind.name], **published, **values))
     assert record["steps"] == 4 and record["peak_learning_rate"] == pytest.approx(expected.pop("learning_rate"))
     assert {name: record["arguments"][name] for name in expected} == expected
@@ -199,6 +207,14 @@ def test_published_recipes(
         assert sorted(seen) == [[False] * 4] * 2 + [[True] * 4] * 2
     for name, value in by_hand(tmp_path / "out" / "model", data / "validation").items():
         assert record["metrics"][name] == pytest.approx(value, abs=1e-6)
+    # In the short schedule everything decays, in the long one all but norms.
+    assert {*decays[0]} == ({1e-4} if recipe == "coco-1x" else {0.05, 0})
+    whole = weights(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    flags_again = flags(data, tmp_path / "out", model_name_or_path=starts[kind.name], **published, **values)
+    (tmp_path / "out" / "model").rename(tmp_path / "model")
+    run([*flags_again, "--resume"])
+    assert all(weight.equal(whole[name]) for name, weight in weights(tmp_path / "out").items())
 
 
 def test_the_run_stops_at_nan(data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
