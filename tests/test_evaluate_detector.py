@@ -11,9 +11,10 @@ import run_object_detection
 from classification_runs import reset
 from classification_runs import results as results_of
 from detection_reference import Recorded
-from evaluation_runs import evaluate, flags, launch
-from families import MASK_RCNN, RETINANET, tiny_detector
+from evaluation_runs import evaluate, flags, launch, units
+from families import MASK_RCNN, PVT_V2, RETINANET, tiny_detector
 from PIL import Image, ImageDraw
+from transformers import AutoModelForObjectDetection
 
 import hf_pvt
 
@@ -55,19 +56,23 @@ def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest
     fields = {"id2label": dict(enumerate(LABELS)), "label2id": {name: label for label, name in enumerate(LABELS)}}
     fields["anchor_scales"] = (4, 8, 16)  # as large as the rectangles, too
     tiny_detector(request.param, num_labels=len(LABELS), **fields).save_pretrained(folder / "detector")
-    start = f"--model_name_or_path {folder / 'detector'} --max_steps 1 --learning_rate 1e-6"
+    train(f"--model_name_or_path {folder / 'detector'} --max_steps 1 --learning_rate 1e-6", data, folder / "run")
+    return folder / "run"
+
+
+def train(start: str, data: Path, output: Path) -> None:
+    """A small run, in this process."""
     annotations = data.parent / "instances.json"
     words = f"--train_dir {data} --train_annotations {annotations} --validation_dir {data} --validation_annotations"
-    words += f" {annotations} {start} --output_dir {folder / 'run'} --shorter_side 64 --longer_side 128 --overlays 0"
+    words += f" {annotations} {start} --output_dir {output} --shorter_side 64 --longer_side 128 --overlays 0"
     words += " --per_device_train_batch_size 2 --dataloader_num_workers 0 --photometric_distortion 0 --layer_decay 1"
     reset()
     run_object_detection.main(words.split())
     reset()
-    return folder / "run"
 
 
 def test_what_training_measures(trained: Path, data: Path, tmp_path: Path) -> None:
-    """Masks, and with boxes alone; RetinaNet with two processes, too, because it is quick."""
+    """Masks, and with boxes alone."""
     values: dict[str, Any] = {"validation_dir": data, "validation_annotations": data.parent / "instances.json"}
     found = evaluate(trained / "model", tmp_path / "out", unit_size=2, overlays=1, **values)
     expected = results_of(trained)["metrics"]
@@ -80,10 +85,34 @@ def test_what_training_measures(trained: Path, data: Path, tmp_path: Path) -> No
     if masks:
         boxes = evaluate(trained / "model", tmp_path / "boxes", with_masks=False, **values)["metrics"]
         assert boxes["box_ar100"] == expected["box_ar100"] and "mask_ap" not in boxes
-        return
-    done = launch(flags(trained / "model", tmp_path / "two", unit_size=2, **values), processes=2)
-    assert done.returncode == 0, done.stderr
-    assert results_of(tmp_path / "two")["metrics"] == expected
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_started_again(processes: int, trained: Path, data: Path, tmp_path: Path) -> None:
+    """What was finished stays, and the rest is done with another number of processes."""
+    values: dict[str, Any] = {"validation_dir": data, "validation_annotations": data.parent / "instances.json"}
+    arguments = flags(trained / "model", tmp_path / "out", unit_size=1, **values)
+    assert launch(arguments, processes, killed_after=2).returncode != 0
+    before = units(tmp_path / "out")
+    assert 2 <= len(before) < IMAGES and not (tmp_path / "out" / "results.json").exists()
+    again = launch(arguments, 3 - processes)
+    assert again.returncode == 0, again.stderr
+    assert results_of(tmp_path / "out")["metrics"] == results_of(trained)["metrics"]
+    after = units(tmp_path / "out")
+    assert len(after) == IMAGES and {name: after[name] for name in before} == before
+
+
+def test_transformers_own_detector(data: Path, tmp_path: Path) -> None:
+    """A step of DETR on our pyramid, saved, and measured as at the run's end."""
+    PVT_V2.classifier(PVT_V2.tiny_config()).save_pretrained(tmp_path / "pyramid")
+    train(f"--architecture detr --from_backbone {tmp_path / 'pyramid'} --max_steps 1", data, tmp_path / "run")
+    values: dict[str, Any] = {"validation_dir": data, "validation_annotations": data.parent / "instances.json"}
+    found = evaluate(tmp_path / "run" / "model", tmp_path / "out", **values)
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "run" / "model")
+    assert type(model).__name__ == "DetrForObjectDetection"
+    assert isinstance(model.model.backbone.model, hf_pvt.PvtV2Backbone)
+    assert found["metrics"] == results_of(tmp_path / "run")["metrics"] and found["metrics"]["examples"] == IMAGES
+    assert found["metrics"]["box_ar100"] >= 0 and "mask_ap" not in found["metrics"]
 
 
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {

@@ -133,6 +133,20 @@ def test_killed_and_started_again(processes: int, trained: Path, data: Path, tmp
     assert not list((tmp_path / "out").glob("*.incomplete"))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_segmentation_goes_on(processes: int, segmenter_run: Path, scenes: Path, tmp_path: Path) -> None:
+    """With another number of processes, as above."""
+    arguments = flags(segmenter_run / "model", tmp_path / "out", validation_dir=scenes, unit_size=1)
+    assert launch(arguments, processes, killed_after=1).returncode != 0
+    before = units(tmp_path / "out")
+    assert 1 <= len(before) < len(SIZES) and not (tmp_path / "out" / "results.json").exists()
+    again = launch(arguments, 3 - processes)
+    assert again.returncode == 0, again.stderr
+    same_metrics(tmp_path / "out", segmenter_run)
+    after = units(tmp_path / "out")
+    assert len(after) == len(SIZES) and {name: after[name] for name in before} == before
+
+
 def test_finished_units_are_not_computed_again(
     trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
