@@ -14,12 +14,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from one_cycle import train_one_cycle
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.transforms import v2
-from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PvtImageProcessor, pipeline
 from transformers.utils import logging
 
@@ -49,22 +49,16 @@ def train(images: Tensor, labels: Tensor, epochs: int, batch_size: int = 64) -> 
         id2label={digit: str(digit) for digit in range(10)},
         label2id={str(digit): digit for digit in range(10)},
     )
-    model = hf_pvt.PvtV2ForImageClassification(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    steps = epochs * len(images) // batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    model = hf_pvt.PvtV2ForImageClassification(config)
     augment = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), fill=float(images.min()))
-    progress = tqdm(range(steps), desc="training", unit="step")
-    for _ in progress:
+
+    def loss_of_batch() -> Tensor:
         batch = torch.randint(len(images), (batch_size,))
         pixel_values = torch.stack([augment(image) for image in images[batch]])  # (B, 3, 32, 32)
-        loss = model(pixel_values, labels=labels[batch]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
-    return model.eval()
+        return model(pixel_values, labels=labels[batch]).loss
+
+    train_one_cycle(model, loss_of_batch, epochs * len(images) // batch_size, "training")
+    return model
 
 
 def feature_maps(folder: Path) -> tuple[Image.Image, tuple[Tensor, ...]]:

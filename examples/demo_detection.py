@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from digit_scenes import SCENE_SIZE, Scene, extent, scenes
+from one_cycle import train_one_cycle
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, pipeline
 from transformers.utils import logging
 
@@ -77,20 +77,14 @@ def train(
         id2label=NAMES,
         label2id=LABELS,
     )
-    model = hf_pvt.MaskRcnnForInstanceSegmentation(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    progress = tqdm(range(steps), desc="training the detector", unit="step")
-    for _ in progress:
+    model = hf_pvt.MaskRcnnForInstanceSegmentation(config)
+
+    def loss_of_batch() -> Tensor:
         batch = torch.randint(len(pixel_values), (batch_size,))
-        loss = model(pixel_values[batch], labels=[labels[index] for index in batch.tolist()]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
-    return model.eval()
+        return model(pixel_values[batch], labels=[labels[index] for index in batch.tolist()]).loss
+
+    train_one_cycle(model, loss_of_batch, steps, "training the detector", max_grad_norm=1.0)
+    return model
 
 
 @torch.inference_mode()

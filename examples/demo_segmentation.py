@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from digit_scenes import SCENE_SIZE, Scene, scenes
+from one_cycle import train_one_cycle
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 from transformers.utils import logging
 
@@ -41,20 +41,14 @@ def train(pixel_values: Tensor, labels: Tensor, steps: int, batch_size: int = 16
         id2label=NAMES,
         label2id={name: label for label, name in NAMES.items()},
     )
-    model = hf_pvt.P2tForSemanticSegmentation(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    progress = tqdm(range(steps), desc="training the segmenter", unit="step")
-    for _ in progress:
+    model = hf_pvt.P2tForSemanticSegmentation(config)
+
+    def loss_of_batch() -> Tensor:
         batch = torch.randint(len(pixel_values), (batch_size,))
-        loss = model(pixel_values[batch], labels=labels[batch]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
-    return model.eval()
+        return model(pixel_values[batch], labels=labels[batch]).loss
+
+    train_one_cycle(model, loss_of_batch, steps, "training the segmenter", max_grad_norm=1.0)
+    return model
 
 
 def label_map_of(results: list[dict], size: tuple[int, int]) -> np.ndarray:

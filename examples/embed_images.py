@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 from batch_inference.arguments import Arguments
-from batch_inference.outputs import output_class
-from batch_inference.shards import check_same_job, summarise, write_shard
+from batch_inference.output_kinds import output_class
+from batch_inference.shards import summarise, write_shard
 from batch_inference.units import open_source
 from tqdm import tqdm
 from training.arguments import parse
 from training.launch import lost_processes, parent_command_lines, run_main
+from training.same_job import check_same_job
 from training.whole_files import MaskFiles
 
 # In the output's folder; like `_job.json`, what begins so is passed over by readers of a folder of parquet files.

@@ -28,19 +28,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, send_to_device
+from evaluation.arguments import EvaluationArguments, named_model
+from evaluation.measured_card import measured_result, read_card, write_to_card
+from evaluation.tasks import EvaluatedTask, Given, Scored, card_metrics, check_flags, preprocessing, task_of
+from evaluation.units import Units
 from torch.utils.data import Subset
 from tqdm import tqdm
 from training.arguments import parse
-from training.evaluated_tasks import EvaluatedTask, Scored, card_metrics, check_flags, preprocessing, task_of
 from training.evaluation import Evidence, scores_of_all, together
-from training.evaluation_arguments import EvaluationArguments, named_model
-from training.evaluation_units import Units, check_same_job
 from training.feed import Prepare
 from training.launch import lost_processes, parent_command_lines, run_main, share_of_cores
 from training.loop import numbers_of
-from training.measured_card import measured_result, read_card, write_to_card
 from training.models import check_path
 from training.results import versions, write_results
+from training.same_job import check_same_job
 from training.samples import EvaluationSamples, Sample, loader
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = start(arguments)
     task, model, processor = open_model(path)
     check_flags(task, arguments)
-    scored = task.open(arguments, model, processor, accelerator)
+    scored = task.open(Given(arguments, model, processor, accelerator))
     total = len(scored.examples)
     scored.examples = spread_out(scored.examples, arguments.limit)
     protocol = {

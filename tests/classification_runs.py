@@ -1,26 +1,19 @@
 """Small runs of examples/run_image_classification.py, in this process or others."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import run_image_classification
-from accelerate.state import AcceleratorState, GradientState
+import script_runs
 from families import PVT_V2, Family
 from PIL import Image
-from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
 
 SCRIPT = Path(run_image_classification.__file__)
 IMAGE_SIZE = 32
-# Other people's data and the network stay out of it; the child processes are as slow as one core.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def digits(root: Path, training: int | None = None, validation: int | None = None) -> Path:
@@ -76,33 +69,9 @@ def few_steps(data: Path, scratch: str, output: Path, **values: Any) -> list[str
 
 def run(argv: list[str]) -> dict[str, Any]:
     """results.json of a run in this process."""
-    reset()
-    try:
-        run_image_classification.main(argv)
-    finally:
-        reset()
-    return results(Path(argv[argv.index("--output_dir") + 1]))
+    return script_runs.run(run_image_classification.main, argv)
 
 
-def reset() -> None:
-    """Forget what accelerate shares between its objects, as a new process would."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-def launch(argv: list[str], processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A run in a process of its own, or in several that talk through gloo."""
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-    launcher += ["--num_processes", str(processes), "--main_process_port", "0"]  # a free port
-    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *argv]
-    return subprocess.run(
-        command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240
-    )
-
-
-def results(output: Path) -> dict[str, Any]:
-    return json.loads((output / "results.json").read_text())
-
-
-def weights(output: Path) -> dict[str, Tensor]:
-    return load_file(output / "model" / "model.safetensors")
+def launch(argv: list[str], processes: int = 1, **environment: str) -> CompletedProcess[str]:
+    """A run in processes of its own."""
+    return script_runs.launch(SCRIPT, argv, processes, **environment)

@@ -3,19 +3,17 @@
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 from unittest.mock import patch
 
 import digit_scenes
 import numpy as np
 import run_object_detection as script
+import script_runs
 import torch
-from classification_runs import ENVIRONMENT, reset, results
 from families import PVT_V2, RETINANET, DetectorRow
 from PIL import Image
 from pycocotools.coco import COCO
@@ -122,22 +120,12 @@ def flags(data: Path, output: Path, **values: Any) -> list[str]:
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """results.json of a run in this process."""
-    reset()
-    try:
-        script.main(arguments)
-    finally:
-        reset()
-    return results(Path(arguments[arguments.index("--output_dir") + 1]))
+    return script_runs.run(script.main, arguments)
 
 
-def launch(arguments: Sequence[str], processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A run in a process of its own, or in several that talk through gloo."""
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-    launcher += ["--num_processes", str(processes), "--main_process_port", "0"]  # a free port
-    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *arguments]
-    return subprocess.run(
-        command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240
-    )
+def launch(arguments: Sequence[str], processes: int = 1, **environment: str) -> CompletedProcess[str]:
+    """A run in processes of its own."""
+    return script_runs.launch(SCRIPT, arguments, processes, **environment)
 
 
 def by_hand(folder: Path, data: Path) -> dict[str, float]:

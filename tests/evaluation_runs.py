@@ -1,6 +1,5 @@
 """Small runs of examples/evaluate_model.py, in this process or others, which may be killed on the way."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluate_model
-from classification_runs import ENVIRONMENT, reset
+from script_runs import ENVIRONMENT, reset, results
 
 SCRIPT = Path(evaluate_model.__file__)
 # The process that has written so many units kills itself, as the system would.
@@ -66,10 +65,6 @@ def launch(
     return subprocess.run(
         command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240
     )
-
-
-def results(output: Path) -> dict[str, Any]:
-    return json.loads((output / "results.json").read_text())
 
 
 def units(output: Path) -> dict[str, int]:

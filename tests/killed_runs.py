@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from classification_runs import ENVIRONMENT
+from script_runs import ENVIRONMENT
 
 # Reads the script's module, the command line of the run, the output folder, and how often to kill; prints what it saw.
 KILLER = """

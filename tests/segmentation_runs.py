@@ -1,16 +1,13 @@
 """Small runs of examples/run_semantic_segmentation.py, in this process or others."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import run_semantic_segmentation as script
-from accelerate.state import AcceleratorState, GradientState
+import script_runs
 from families import PVT_V2, Family
 from PIL import Image
 
@@ -47,16 +44,10 @@ def flags(data: Path, output: Path, **values: Any) -> list[str]:
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """results.json of a run in this process, which accelerate takes for a new one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    script.main(arguments)
-    return json.loads(Path(arguments[arguments.index("--output_dir") + 1], "results.json").read_text())
+    """results.json of a run in this process."""
+    return script_runs.run(script.main, arguments)
 
 
-def launch(arguments: Sequence[str], processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    launcher += ["--main_process_port", "0"]  # a free one: other runs on this machine have theirs
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+def launch(arguments: Sequence[str], processes: int = 1) -> CompletedProcess[str]:
+    """A run in processes of its own."""
+    return script_runs.launch(SCRIPT, arguments, processes)

@@ -3,8 +3,6 @@
 import contextlib
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from pycocotools import mask as published_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from script_runs import two_workers
 
 from hf_pvt.evidence_metric import as_array
 from hf_pvt.metrics import CocoAveragePrecision
@@ -448,15 +447,7 @@ def test_two_processes(tmp_path: Path) -> None:
     predictions, references = scenes(8)
     plain = [one | {name: one[name].tolist() for name in ("scores", "labels", "boxes")} for one in predictions]
     (tmp_path / "data.json").write_text(json.dumps({"predictions": plain, "references": references}))
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(process), str(tmp_path), str(tmp_path / "data.json")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    main, other = (json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers)
+    main, other = two_workers(WORKER, str(tmp_path), str(tmp_path / "data.json"))
     assert other == [None] * 3
     expected = CocoAveragePrecision(NAMES, with_masks=True).compute(predictions=predictions, references=references)
     for scores in main[:2]:

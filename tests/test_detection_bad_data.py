@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from classification_runs import weights
 from detection_runs import annotate, annotated_scenes, by_hand, detector, flags, launch, run
 from families import MASK_RCNN, RETINANET
+from script_runs import weights
 from training.images import BadImageError
 
 Content = dict[str, Any]

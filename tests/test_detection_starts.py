@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from classification_runs import too_small, weights
+from classification_runs import too_small
 from detection_runs import annotate, annotated_scenes, detector, flags, run
 from families import MASK_RCNN, PVT_V2, RETINANET
 from safetensors.torch import load_file
+from script_runs import weights
 from transformers import AutoModelForObjectDetection
 
 FILE = "model.safetensors"

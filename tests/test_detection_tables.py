@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 import tifffile
-from classification_runs import weights
 from detection_runs import NAMES, annotated_scenes, by_hand, detector, flags, run
 from families import MASK_RCNN, RETINANET
+from script_runs import weights
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from hf_pvt.coco_masks import encode_mask

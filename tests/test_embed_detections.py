@@ -12,7 +12,7 @@ import pytest
 import reference
 import torch
 from batch_inference.arguments import Arguments
-from batch_inference.outputs import Detector, output_class
+from batch_inference.output_kinds import Detector, output_class
 from families import MASK_RCNN, P2T, PVT_V2, RETINANET, DetectorRow, tiny_detector
 from PIL import Image
 from pycocotools import mask as coco_mask

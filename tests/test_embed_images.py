@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from batch_inference.arguments import Arguments
-from batch_inference.outputs import Embedder, output_class, png
+from batch_inference.output_kinds import Embedder, output_class, png
 from batch_inference.shards import write_shard
 from batch_inference.units import open_source
 from families import P2T, PVT, PVT_V2

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import run_object_detection
-from classification_runs import reset
-from classification_runs import results as results_of
 from detection_reference import Recorded
 from evaluation_runs import evaluate, flags, launch, units
 from families import MASK_RCNN, PVT_V2, RETINANET, tiny_detector
 from PIL import Image, ImageDraw
+from script_runs import reset
+from script_runs import results as results_of
 from transformers import AutoModelForObjectDetection
 
 import hf_pvt

@@ -13,10 +13,11 @@ import reference
 import segmentation_runs
 import torch
 from classification_runs import digits, few_steps, too_small
-from evaluation_runs import evaluate, flags, launch, results, units
+from evaluation_runs import evaluate, flags, launch, units
 from hub_server import HubServer
 from huggingface_hub import metadata_load
 from PIL import Image
+from script_runs import results
 from sklearn.metrics import confusion_matrix
 from timm.data import ImageNetInfo
 from training.classification_evaluation import ClassificationEvaluation
@@ -96,7 +97,7 @@ def photographs(published: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 def same_metrics(output: Path, run: Path) -> None:
-    assert results(output)["metrics"] == classification_runs.results(run)["metrics"]
+    assert results(output)["metrics"] == results(run)["metrics"]
 
 
 def test_classification_is_what_training_measures(trained: Path, data: Path, tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_another_job_is_refused(change: dict[str, Any], trained: Path, data: Pat
         other.classifier.bias.data += 1e-6
         other.save_pretrained(tmp_path / "other")
         model = tmp_path / "other"
-    with pytest.raises(ValueError, match="out holds another evaluation .* choose another --output_dir"):
+    with pytest.raises(ValueError, match="out holds results of another job .* choose another folder"):
         evaluate(model, tmp_path / "out", **values | change)
 
 
@@ -262,7 +263,7 @@ def test_protocols_of_segmentation(more: dict[str, Any], segmenter_run: Path, sc
 
 
 def results_of_training(run: Path) -> dict[str, Any]:
-    return classification_runs.results(run)["metrics"]
+    return results(run)["metrics"]
 
 
 def test_published_checkpoint_is_its_folder(

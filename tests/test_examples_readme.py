@@ -22,12 +22,12 @@ import run_object_detection
 import run_semantic_segmentation
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from evaluation.arguments import EvaluationArguments, named_model
 from families import MASK_RCNN, tiny_detector
 from faster_coco_eval.core.mask import decode
 from PIL import Image
 from training.annotated_images import AnnotationArguments
 from training.arguments import DataArguments, OptimizationArguments, RunArguments, parse
-from training.evaluation_arguments import EvaluationArguments, named_model
 
 import hf_pvt
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from classification_runs import reset
 from PIL import Image
+from script_runs import reset
 from skimage.color import rgb2hed
 from skimage.data import immunohistochemistry
 from skimage.filters import threshold_otsu

@@ -1,14 +1,12 @@
 """The metrics against the published algorithm and torch.topk, in one process and in two."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from script_runs import two_workers
 from sklearn.metrics import f1_score
 
 from hf_pvt.metrics import MeanIoU, TopKAccuracy
@@ -230,15 +228,7 @@ def test_two_processes(tmp_path: Path) -> None:
     maps = [np.stack(m) for m in zip(*(RANDOM.integers(0, 7, (2, 9, 11)) for _ in range(5)), strict=True)]
     data = {"maps": maps[0], "truth": maps[1], "scores": RANDOM.random((5, 8)), "labels": RANDOM.integers(0, 8, 5)}
     np.savez(tmp_path / "data.npz", **data)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(process), str(tmp_path), str(tmp_path / "data.npz")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    main, other = (json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers)
+    main, other = two_workers(WORKER, str(tmp_path), str(tmp_path / "data.npz"))
     assert other == [None] * 5
     iou = MeanIoU(7).compute(predictions=data["maps"], references=data["truth"])
     accuracy = TopKAccuracy().compute(predictions=data["scores"], references=data["labels"])

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from classification_runs import configuration, digits, few_steps, flags, launch, results, run, too_small, weights
+from classification_runs import configuration, digits, few_steps, flags, launch, run, too_small
 from families import FAMILIES, P2T, PVT_V2, Family
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from run_image_classification import RECIPES
+from script_runs import results, weights
 from test_original_checkpoints import published
 from training.classification_evaluation import ClassificationView
 from training.results import save_model

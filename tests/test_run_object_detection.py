@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import run_object_detection as script
 import torch
-from classification_runs import results, weights
 from detection_runs import NAMES, annotate, annotated_scenes, by_hand, detector, flags, launch, run
 from families import MASK_RCNN, RETINANET, DetectorRow
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from safetensors.torch import load_file
+from script_runs import results, weights
 from torch import Tensor, nn
 from training import loop
 from training.launch import TrainingError

@@ -11,10 +11,11 @@ import run_semantic_segmentation
 import tifffile
 import torch
 from batch_inference.arguments import Arguments
-from batch_inference.outputs import Embedder
-from classification_runs import flags, reset, results, run, too_small
+from batch_inference.output_kinds import Embedder
+from classification_runs import flags, run, too_small
 from families import PVT_V2
 from PIL import Image
+from script_runs import reset, results
 from training.arguments import DataArguments, leave_colours, statistics
 from training.images import BadImageError
 from training.label_maps import Decoder, Example

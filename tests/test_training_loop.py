@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from classification_runs import digits, few_steps, run, too_small, weights
+from classification_runs import digits, few_steps, run, too_small
 from run_image_classification import Classification
 from safetensors.torch import load_file
+from script_runs import weights
 from torch import nn
 from training.checkpoints import CheckpointError
 from training.launch import TrainingError

@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from classification_runs import ENVIRONMENT, SCRIPT, digits, flags, launch, results, run, too_small, weights
+from classification_runs import SCRIPT, digits, flags, launch, run, too_small
 from PIL import Image
+from script_runs import ENVIRONMENT, results, weights
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from training import launch as launch_module
 from training.arguments import DataArguments, RunArguments

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 from training.images import BadImageError, decode_image
-from training.whole_files import MaskFiles, unfinished, write_whole
+from training.whole_files import MaskFiles, unfinished, write_json
 
 from hf_pvt.image_inputs import image_size
 
 from .arguments import Arguments
-from .output import Inputs, Output, Size
+from .model_output import Inputs, Output, Size
 from .units import Row
 
 BATCHES_AHEAD = 2
@@ -83,27 +82,6 @@ def batches(
             if sound:
                 keys, images, sizes = (list(column) for column in zip(*sound, strict=True))
                 yield keys, images, sizes
-
-
-def check_same_job(output_dir: Path, job: dict[str, Any]) -> None:
-    """That the shards in the folder are this job's.
-
-    Raises:
-        ValueError: naming what differs.
-    """
-    path = output_dir / "_job.json"
-    with suppress(FileNotFoundError):
-        before = json.loads(path.read_text())
-        changed = [f"{key} was {before.get(key)} and is {job[key]}" for key in job if before.get(key) != job[key]]
-        if changed:
-            raise ValueError(f"{output_dir} holds shards of another job ({'; '.join(changed)}); choose another folder.")
-        return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, job)
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def summarise(shards: list[Path]) -> None:

@@ -1,9 +1,11 @@
 """Files that are whole or not there, and label maps as PNG files that are named after their images."""
 
+import json
 import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 
 def unfinished(path: Path) -> Path:
@@ -16,6 +18,11 @@ def write_whole(path: Path, content: bytes) -> None:
     aside = unfinished(path)
     aside.write_bytes(content)
     aside.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The same of what people read."""
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 class MaskFiles:

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from .tables import Labelled
+from training.tables import Labelled
 
 KAGGLE = ("ImageId", "PredictionString")
 

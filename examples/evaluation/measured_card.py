@@ -8,8 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, metadata_load
 from huggingface_hub.repocard import metadata_save
 from huggingface_hub.repocard_data import eval_results_to_model_index
-
-from .whole_files import unfinished
+from training.whole_files import unfinished
 
 PROJECT = "https://github.com/org/hf_pvt"
 MEASURED = "measured by examples/evaluate_model.py"

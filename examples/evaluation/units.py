@@ -5,17 +5,13 @@ So a run that is killed goes on where it stopped, with any number of processes, 
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from .evaluation import Evidence, together
-from .launch import TrainingError
-from .whole_files import write_whole
-
-JOB = "_job.json"
+from training.evaluation import Evidence, together
+from training.launch import TrainingError
+from training.whole_files import write_whole
 
 
 class Units:
@@ -71,19 +67,3 @@ class Units:
     def _contents(self) -> Iterator[dict[str, Any]]:
         for unit in range(self.count):
             yield json.loads(self.file(unit).read_text())
-
-
-def check_same_job(folder: Path, job: dict[str, Any]) -> None:
-    """That the units in the folder are this job's; in an empty one the job is noted.
-
-    Raises ValueError naming what differs.
-    """
-    job = json.loads(json.dumps(job))
-    with suppress(FileNotFoundError):
-        before = json.loads((folder / JOB).read_text())
-        changed = [f"{key} was {before.get(key)} and is {job[key]}" for key in job if before.get(key) != job[key]]
-        if changed:
-            raise ValueError(f"{folder} holds another evaluation ({'; '.join(changed)}); choose another --output_dir.")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / JOB, (json.dumps(job, indent=1, ensure_ascii=False) + "\n").encode())

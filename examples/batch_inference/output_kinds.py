@@ -18,7 +18,7 @@ import hf_pvt
 from hf_pvt.coco_masks import mask_library
 
 from .arguments import Arguments
-from .output import Columns, Inputs, Output, Size
+from .model_output import Columns, Inputs, Output, Size
 
 
 class Embedder(Output):

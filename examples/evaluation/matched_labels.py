@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 
-import hf_pvt
+from training.mask_census import some
 
-from .mask_census import some
+import hf_pvt
 
 WORDNET_ID = re.compile(r"n\d{8}")
 # The first labels of ILSVRC2012's validation files in the order of the WordNet ids, which all published models have.

@@ -3,11 +3,21 @@
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import default_collate
+from training.annotation_census import check_annotations
+from training.annotations import Decoder
+from training.classification_evaluation import ClassificationEvaluation
+from training.detection_batches import padded_batch
+from training.detection_evaluation import DetectionEvaluation
+from training.evaluation import Evaluation
+from training.label_maps import Decoder as MaskDecoder
+from training.label_values import in_words
+from training.samples import Merge
+from training.segmentation_evaluation import SegmentationEvaluation
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
@@ -20,18 +30,17 @@ import hf_pvt
 from hf_pvt.image_processing_pvt import channels_of
 from hf_pvt.segmentation_inference import SCALES
 
-from .annotation_census import check_annotations
-from .annotations import Decoder
-from .classification_evaluation import ClassificationEvaluation
-from .detection_batches import padded_batch
-from .detection_evaluation import DetectionEvaluation
-from .evaluation import Evaluation
-from .evaluation_arguments import EvaluationArguments
-from .label_maps import Decoder as MaskDecoder
-from .label_values import in_words
+from .arguments import EvaluationArguments
 from .matched_examples import annotated, classified, segmented
-from .samples import Merge
-from .segmentation_evaluation import SegmentationEvaluation
+
+
+class Given(NamedTuple):
+    """What was asked for, the model with its processor, and the processes."""
+
+    arguments: EvaluationArguments
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    accelerator: Accelerator
 
 
 @dataclass
@@ -61,13 +70,7 @@ class EvaluatedTask:
         """That of the papers, where a checkpoint brings none."""
         raise NotImplementedError
 
-    def open(
-        self,
-        arguments: EvaluationArguments,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,
-        accelerator: Accelerator,
-    ) -> Scored:
+    def open(self, given: Given) -> Scored:
         """The data and its evaluation. Every process has to call this."""
         raise NotImplementedError
 
@@ -81,13 +84,8 @@ class ImageClassification(EvaluatedTask):
     def published_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
         return hf_pvt.classification_image_processor(num_channels=model.config.num_channels)
 
-    def open(
-        self,
-        arguments: EvaluationArguments,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,
-        accelerator: Accelerator,
-    ) -> Scored:
+    def open(self, given: Given) -> Scored:
+        arguments, model, processor, _ = given
         names = label_names(model)
         examples, how = classified(arguments, names)
         evaluation = ClassificationEvaluation(len(names), processor)
@@ -109,13 +107,8 @@ class SemanticSegmentation(EvaluatedTask):
     def published_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
         return hf_pvt.segmentation_image_processor(model.config.num_channels, published_resampling=True)
 
-    def open(
-        self,
-        arguments: EvaluationArguments,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,
-        accelerator: Accelerator,
-    ) -> Scored:
+    def open(self, given: Given) -> Scored:
+        arguments, model, processor, accelerator = given
         examples, values, how = segmented(arguments, label_names(model), accelerator)
         window, scales = arguments.sliding_window, arguments.multi_scale
         pictures = arguments.overlays if accelerator.is_main_process else 0
@@ -147,13 +140,8 @@ class ObjectDetection(EvaluatedTask):
             return_segmentation_masks=model.has_masks,
         )
 
-    def open(
-        self,
-        arguments: EvaluationArguments,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,
-        accelerator: Accelerator,
-    ) -> Scored:
+    def open(self, given: Given) -> Scored:
+        arguments, model, processor, accelerator = given
         names = label_names(model)
         examples, how = annotated(arguments, names)
         has_masks = getattr(model, "has_masks", False)  # Transformers' own detectors have boxes alone

@@ -6,20 +6,20 @@ from typing import Any
 
 import datasets
 from accelerate import Accelerator
+from training import sources
+from training.annotated_images import Rows as AnnotatedRows
+from training.annotated_images import open_share
+from training.annotations import Categories
+from training.coco_json import CocoImages, in_order_of
+from training.label_maps import open_split
+from training.label_values import LabelValues, open_label_values
+from training.labelled_images import Files, Labels, Rows, label_column_of, open_files
+from training.mask_census import check_masks, some
+from training.tables import tables_of
 
-from . import sources
-from .annotated_images import Rows as AnnotatedRows
-from .annotated_images import open_share
-from .annotations import Categories
-from .coco_json import CocoImages, in_order_of
-from .evaluation_arguments import EvaluationArguments
-from .flat_files import flat_files
-from .label_maps import open_split
-from .label_values import LabelValues, open_label_values
-from .labelled_images import Files, Labels, Rows, label_column_of, open_files
-from .mask_census import check_masks, some
+from .arguments import EvaluationArguments
+from .imagenet_files import flat_files
 from .matched_labels import check_order, match_labels
-from .tables import tables_of
 
 NO_DATA = "there is no validation data; give --validation_dir, --validation_files or --dataset_name with --split."
 

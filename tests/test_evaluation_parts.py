@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from card_checker import check_card
+from evaluation.imagenet_files import flat_files
+from evaluation.matched_labels import check_order, match_labels, wordnet_ids
+from evaluation.measured_card import measured_result, write_to_card
+from evaluation.units import Units
 from huggingface_hub import ModelCard, metadata_load
 from timm.data import ImageNetInfo
-from training.evaluation_units import Units
-from training.flat_files import flat_files
-from training.matched_labels import check_order, match_labels, wordnet_ids
-from training.measured_card import measured_result, write_to_card
 
 import hf_pvt
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .annotated_images import AnnotationArguments
-from .annotations import BoxFormat
-from .arguments import FILES, DataArguments, flag
+from training.annotated_images import AnnotationArguments
+from training.annotations import BoxFormat
+from training.arguments import FILES, DataArguments, flag
 
 
 @dataclass

@@ -1,0 +1,34 @@
+"""The demos' training: AdamW, and a rate that rises and falls once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+LEARNING_RATE = 2e-3
+
+
+def train_one_cycle(
+    model: nn.Module, loss_of_batch: Callable[[], Tensor], steps: int, title: str, max_grad_norm: float | None = None
+) -> None:
+    """So many steps of a model, which ends in evaluation mode.
+
+    Args:
+        loss_of_batch: draws a batch, and gives its loss.
+        title: of the progress bar.
+        max_grad_norm: None does not clip.
+    """
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
+    progress = tqdm(range(steps), desc=title, unit="step")
+    for _ in progress:
+        loss = loss_of_batch()
+        optimizer.zero_grad()
+        loss.backward()
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    model.eval()
