@@ -16,7 +16,7 @@ from .cpu_inference import is_untouched
 
 logger = logging.get_logger(__name__)
 
-# Rows of the products that the layout is chosen for. On AMD EPYC 49 to 3,136 gave the same times at 224 and 512 pixels.
+# Rows of the products that the layout is chosen for; of others it serves as well.
 TYPICAL_TOKENS = 784
 
 NOT_TO_TRAIN = "a packed model cannot be trained; take one that pack_for_cpu has not seen."
