@@ -118,7 +118,8 @@ class PackedLinear(Packed):
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TYPICAL_TOKENS)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.default(self.own(tokens), self.packed, self.bias, "none", [], "")
+        bias = self._parameters["bias"]  # without the detour of __getattr__, which a hundred layers pay for
+        return torch.ops.mkldnn._linear_pointwise.default(self.own(tokens), self.packed, bias, "none", [], "")
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.dtype}"

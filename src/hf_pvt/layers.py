@@ -135,7 +135,7 @@ class ReducedAttention(nn.Module):
         implementation = self._implementation(kwargs)
         if implementation == "sdpa" and self._is_banded(tokens, reduced):
             query, project = partial(linear, self.query), partial(linear, self.proj)
-            return in_query_bands(tokens, key, value, query, project, self.scaling), None
+            return self.dropout(in_query_bands(tokens, key, value, query, project, self.scaling)), None
         output, weights = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)(
             self,
             self._split_heads(linear(self.query, tokens)),
@@ -159,7 +159,9 @@ class ReducedAttention(nn.Module):
     def _is_banded(self, tokens: Tensor, reduced: Tensor) -> bool:
         # A wrapped or quantised linear may look at all tokens at once, as for a common scale.
         linears = (self.query, self.proj)
-        are_plain = all(type(part) in (nn.Linear, PackedLinear) and is_plain_inference(tokens, part) for part in linears)
+        are_plain = all(
+            type(part) in (nn.Linear, PackedLinear) and is_plain_inference(tokens, part) for part in linears
+        )
         return are_plain and pays_off(tokens, reduced)
 
 
