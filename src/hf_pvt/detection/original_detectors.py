@@ -26,8 +26,10 @@ from .published_detectors import published_detector
 DETECTOR: Renames = (
     (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{RetinaNetConfig.backbone_levels + int(m[1])}."),
     (r"^(neck\.(lateral|fpn)_convs\.\d+|bbox_head\.(cls|reg)_convs\.\d+|mask_head\.convs\.\d+)\.", r"\1.conv."),
-    (r"^box_head\.", r"roi_head.bbox_head."),
-    (r"^mask_head\.", r"roi_head.mask_head."),
+    (r"^mask_heads\.(\d+)\.convs\.(\d+)\.", r"mask_heads.\1.convs.\2.conv."),
+    (r"^box_heads?\.", r"roi_head.bbox_head."),
+    (r"^mask_heads?\.", r"roi_head.mask_head."),
+    (r"\.shared_convs\.(\d+)\.batch_norm\.", r".shared_convs.\1.bn."),
     (r"^(?!neck\.|bbox_head\.|rpn_head\.|roi_head\.)", r"backbone."),
 )
 
@@ -124,6 +126,17 @@ def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
     }
 
 
+def cascade_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
+    """As Mask R-CNN's, of the first stage."""
+    outputs, hidden = shape_of(weights, layout, "box_heads.0.fc_cls.weight")
+    mask_heads = layout.name("mask_heads.")
+    return {
+        "num_labels": outputs - 1,
+        "box_hidden_size": hidden,
+        "with_masks": any(key.startswith(mask_heads) for key in weights),
+    }
+
+
 HEADS = {
     "retinanet": Head(
         "RetinaNet",
@@ -132,6 +145,9 @@ HEADS = {
         retinanet_fields,
     ),
     "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
+    "cascade_mask_rcnn": Head(
+        "Cascade R-CNN", "roi_head.bbox_head.0.shared_convs.", ("box_heads.0.fc_cls.weight",), cascade_fields
+    ),
 }
 LATERAL = "neck.lateral_convs.0.weight"
 
