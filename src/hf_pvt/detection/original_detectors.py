@@ -20,7 +20,7 @@ from ..variants import CONFIG_CLASSES, variant_of
 from .auto_detectors import DETECTORS
 from .configuration_detector import divided
 from .configuration_retinanet import RetinaNetConfig
-from .published_detectors import published_detector
+from .published_detectors import PUBLISHED_DETECTORS
 
 # Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
 DETECTOR: Renames = (
@@ -66,7 +66,9 @@ class DetectorLayout(Layout):
 
     def backbone_fields(self, variant: str | None) -> dict[str, Any]:
         """What of the backbone the shapes do not tell; `variant` is the published one that it is."""
-        return {"drop_path_rate": published_detector(self.detector, variant).drop_path_rate} if variant else {}
+        published = PUBLISHED_DETECTORS.values()
+        rates = [row.drop_path_rate for row in published if (row.model_type, row.variant) == (self.detector, variant)]
+        return {"drop_path_rate": rates[0]} if rates else {}
 
 
 @dataclass(frozen=True)
