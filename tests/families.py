@@ -108,7 +108,20 @@ MASK_RCNN = DetectorRow(
     "mask_rcnn", hf_pvt.MaskRcnnConfig, hf_pvt.MaskRcnnForInstanceSegmentation, {"box_hidden_size": 64}
 )
 FASTER_RCNN = DetectorRow("faster_rcnn", MASK_RCNN.config, MASK_RCNN.model, MASK_RCNN.fields | {"with_masks": False})
-DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN)
+CASCADE_MASK_RCNN = DetectorRow(
+    "cascade_mask_rcnn",
+    hf_pvt.CascadeMaskRcnnConfig,
+    hf_pvt.CascadeMaskRcnnForInstanceSegmentation,
+    {
+        "box_hidden_size": 64,
+        "num_box_convs": 1,
+        "num_mask_convs": 1,
+        "max_proposals": 200,
+        "max_training_proposals": 300,
+    },
+)
+DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN, CASCADE_MASK_RCNN)
+WITH_MASKS = (MASK_RCNN, CASCADE_MASK_RCNN)
 
 # What a detector stands on: ours, and Transformers' own.
 BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import BACKBONES, DETECTORS, FASTER_RCNN, MASK_RCNN, PVT_V2, RETINANET, DetectorRow, Family, tiny_detector
+from families import (
+    BACKBONES,
+    CASCADE_MASK_RCNN,
+    DETECTORS,
+    FASTER_RCNN,
+    MASK_RCNN,
+    PVT_V2,
+    RETINANET,
+    WITH_MASKS,
+    DetectorRow,
+    Family,
+    tiny_detector,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import ops
@@ -27,7 +39,7 @@ from transformers.models.pvt_v2.configuration_pvt_v2 import PvtV2Config as Trans
 import hf_pvt
 
 IMAGES = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
-BOTH = (RETINANET, MASK_RCNN)
+BOTH = (RETINANET, *WITH_MASKS)
 on_every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 both = pytest.mark.parametrize("detector", BOTH, ids=str)
 every = pytest.mark.parametrize("detector", DETECTORS, ids=str)
@@ -93,7 +105,7 @@ def test_save_and_load(detector: DetectorRow, backbone: str, tmp_path: Path) -> 
     config.save_pretrained(tmp_path / "again")
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again == json.loads((tmp_path / "config.json").read_text())
-    assert (expected.pred_masks is None) == (detector is not MASK_RCNN)
+    assert (expected.pred_masks is None) == (detector not in WITH_MASKS)
 
 
 @both
@@ -124,6 +136,11 @@ def test_other_labels(detector: DetectorRow, tmp_path: Path) -> None:
         "retinanet": {"bbox_head.retina_cls"},
         "mask_rcnn": {"box_head.fc_cls", "box_head.fc_reg", "mask_head.conv_logits"},
         "faster_rcnn": {"box_head.fc_cls", "box_head.fc_reg"},
+        "cascade_mask_rcnn": {
+            layer.format(stage)
+            for stage in range(3)
+            for layer in ("box_heads.{}.fc_cls", "box_heads.{}.fc_reg", "mask_heads.{}.conv_logits")
+        },
     }
     assert fresh == expected[detector.name]
     old = model.state_dict()
@@ -132,10 +149,14 @@ def test_other_labels(detector: DetectorRow, tmp_path: Path) -> None:
     labels = [{**label, "class_labels": label["class_labels"] + 5} for label in LABELS]
     output = swapped(IMAGES, labels=labels)
     assert output.loss.isfinite() and output.pred_labels.max() <= 6
-    bias = -math.log(99) if detector is RETINANET else 0.0
-    head = swapped.bbox_head.retina_cls if detector is RETINANET else swapped.box_head.fc_cls
+    bias, std = -math.log(99) if detector is RETINANET else 0.0, 0.01
+    if detector is CASCADE_MASK_RCNN:
+        head = swapped.box_heads[2].fc_cls
+        std = math.sqrt(2 / sum(head.weight.shape))
+    else:
+        head = swapped.bbox_head.retina_cls if detector is RETINANET else swapped.box_head.fc_cls
     torch.testing.assert_close(head.bias, torch.full_like(head.bias, bias))
-    assert head.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert head.weight.std().item() == pytest.approx(std, rel=0.1)
 
 
 @both
@@ -174,7 +195,7 @@ def test_from_backbone_with_a_configuration(family: Family, tmp_path: Path) -> N
 NORMAL = {"bbox_head": 0.01, "rpn_head": 0.01, "fc_cls": 0.01, "fc_reg": 0.001}
 
 
-@both
+@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN], ids=str)
 @pytest.mark.parametrize("empty", [False, True], ids=["built", "from an empty state dict"])
 def test_initialisation(detector: DetectorRow, empty: bool) -> None:
     """The published distributions, and those that were meant, also of weights that a checkpoint lacks."""
@@ -199,6 +220,34 @@ def test_initialisation(detector: DetectorRow, empty: bool) -> None:
             std = math.sqrt(2 / (inputs + outputs))
         else:
             std = NORMAL.get(last) or NORMAL[part]
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.08), name
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["built", "from an empty state dict"])
+def test_initialisation_of_the_cascade(empty: bool) -> None:
+    """As run for the published weights: Xavier for all linears, PyTorch's own for the last two layers of mask heads."""
+    torch.manual_seed(0)
+    row = CASCADE_MASK_RCNN
+    config = row.config(
+        backbone_config=BACKBONES["pvt_v2"](), num_labels=20, fpn_hidden_size=64, box_pool_size=3, num_box_convs=2
+    )
+    model = row.model.from_pretrained(None, config=config, state_dict={}) if empty else row.model(config)
+    heads = [*model.box_heads.named_modules(), *model.mask_heads.named_modules()]
+    layers = [(name, layer) for name, layer in heads if hasattr(layer, "weight")]
+    assert len(layers) == 3 * (2 * 2 + 3) + 3 * 6
+    for name, layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all() and (layer.bias == 0).all() and (layer.running_var == 1).all()
+            continue
+        inputs, outputs = (axis * layer.weight[0, 0].numel() for axis in layer.weight.shape[1::-1])
+        if name.endswith(("upsample", "conv_logits")):
+            bound = 1 / math.sqrt(inputs)
+            for drawn in (layer.weight, layer.bias):
+                assert 0.7 * bound < drawn.abs().max() <= bound, name
+            std = bound / math.sqrt(3)
+        else:
+            std = math.sqrt(2 / outputs) if isinstance(layer, nn.Conv2d) else math.sqrt(2 / (inputs + outputs))
+            assert layer.bias is None or (layer.bias == 0).all()
         assert layer.weight.std().item() == pytest.approx(std, rel=0.08), name
 
 
@@ -231,12 +280,15 @@ def test_output(detector: DetectorRow, backbone: str) -> None:
     assert not output.pred_scores[~found].any() and not output.pred_boxes[~found].any()
     corners = ops.box_convert(output.pred_boxes, "cxcywh", "xyxy")
     assert corners.min() >= -1e-6 and corners.max() <= 1 + 1e-6
-    if detector is MASK_RCNN:
+    if detector in WITH_MASKS:
         assert output.pred_masks.shape == (2, 100, 28, 28)
         assert output.pred_masks.min() >= 0 and output.pred_masks.max() <= 1 and not output.pred_masks[~found].any()
     terms = {"loss_cls", "loss_bbox"}
     terms |= {"loss_rpn_cls", "loss_rpn_bbox"} if detector is not RETINANET else set()
     terms |= {"loss_mask"} if detector is MASK_RCNN else set()
+    if detector is CASCADE_MASK_RCNN:
+        of_boxes = {"loss_cls", "loss_bbox", "loss_mask"}
+        terms = terms - of_boxes | {f"s{stage}.{term}" for stage in range(3) for term in of_boxes}
     assert set(output.loss_dict) == terms and all(term.isfinite() and term > 0 for term in output.loss_dict.values())
     torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
     expected = {"resnet": 5, "swin": 5}.get(backbone, 4)
@@ -444,7 +496,7 @@ def test_ground_truth(detector: DetectorRow, case: str) -> None:
     model = tiny_detector(detector)
     for name, gradient in gradients(model, GROUND_TRUTH[case]()).items():
         assert gradient is not None and gradient.isfinite().all(), name
-        corrects = "reg" in name or name.startswith("mask_head.")  # where something is positive
+        corrects = "reg" in name or name.startswith("mask_head")  # where something is positive
         assert not (case == "none" and corrects and gradient.any()), name
         # A bias of the keys moves all scores of a query alike: softmax cancels it.
         assert gradient.any() or "key.bias" in name or case in MAYBE_UNSEEN and corrects, name
@@ -545,7 +597,7 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
     (prediction,) = seen
     scores, labels, boxes, *masks = prediction.predictions[0]
     assert scores.shape[1:] == labels.shape[1:] == (100,) and boxes.shape[1:] == (100, 4)
-    assert [array.shape[1:] for array in masks] == ([(100, 28, 28)] if detector is MASK_RCNN else [])
+    assert [array.shape[1:] for array in masks] == ([(100, 28, 28)] if detector in WITH_MASKS else [])
 
 
 # Configurations
@@ -565,6 +617,11 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
         (RETINANET, {"score_threshold": 1.5}, r"`score_threshold` must lie in \[0, 1\], got 1.5"),
         (MASK_RCNN, {"max_detections": 0}, "`max_detections` must be positive, got 0"),
         (MASK_RCNN, {"mask_pool_size": 0}, "`mask_pool_size` must be positive"),
+        (CASCADE_MASK_RCNN, {"stage_positive_ious": [0.5]}, "one value for each stage, got 1, 3 and 3"),
+        (CASCADE_MASK_RCNN, {"stage_positive_ious": [0.5, 0.6, 7]}, r"`stage_positive_ious` must lie in \(0, 1\]"),
+        (CASCADE_MASK_RCNN, {"stage_box_stds": [[0.1] * 4, [0.1], [0.1] * 4]}, r"for each stage, got \[0.1\]"),
+        (CASCADE_MASK_RCNN, {"stage_loss_weights": [1, 0.5, 0]}, r"`stage_loss_weights` must be positive, got \[1"),
+        (CASCADE_MASK_RCNN, {"rpn_smooth_l1_beta": 0.0}, "`rpn_smooth_l1_beta` must be positive, got 0.0"),
     ],
 )
 def test_bad_configurations(detector: DetectorRow, fields: dict[str, Any], message: str) -> None:
@@ -585,7 +642,7 @@ def test_bad_backbones() -> None:
         RETINANET.model(RETINANET.tiny_config(BACKBONES["pvt"](), num_labels=0))
 
 
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN, FASTER_RCNN], ids=str)
+@pytest.mark.parametrize("detector", DETECTORS, ids=str)
 def test_configurations(detector: DetectorRow, family: Family) -> None:
     """A configuration survives its own dictionary, and leaves the one that it was given alone."""
     given = family.tiny_config()
