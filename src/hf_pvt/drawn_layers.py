@@ -3,6 +3,7 @@
 `draw(weight)` is one of Transformers' `initialization`, which leave alone what was loaded.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,18 +13,25 @@ from transformers import initialization as init
 
 
 class Drawn(nn.Module):
-    """Weights that `draw` draws, and a constant bias."""
+    """Weights that `draw` draws, and a constant bias, or one that is drawn as PyTorch does (`first_bias=None`)."""
 
     weight: Any
     bias: Any
 
-    def __init__(self, *args: Any, draw: Callable[[Tensor], Tensor], first_bias: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, draw: Callable[[Tensor], Tensor], first_bias: float | None = 0.0, **kwargs: Any
+    ) -> None:
         self.draw, self.first_bias = draw, first_bias  # the constructor draws already
         super().__init__(*args, **kwargs)
 
     def reset_parameters(self) -> None:
         self.draw(self.weight)
-        if self.bias is not None:
+        if self.bias is None:
+            return
+        if self.first_bias is None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            init.uniform_(self.bias, -bound, bound)
+        else:
             init.constant_(self.bias, self.first_bias)
 
 

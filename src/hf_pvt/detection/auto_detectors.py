@@ -8,11 +8,13 @@ from .image_processing_detection import PvtDetectionImageProcessor
 from .modeling_detector import Detector
 from .modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .modeling_retinanet import RetinaNetForObjectDetection
+from .modeling_sparse_rcnn import SparseRcnnForObjectDetection
 
 # The name that the configuration's `model_type` has, and that users say.
 DETECTORS: dict[str, type[Detector]] = {
     "retinanet": RetinaNetForObjectDetection,
     "mask_rcnn": MaskRcnnForInstanceSegmentation,
+    "sparse_rcnn": SparseRcnnForObjectDetection,
 }
 
 # Pipelines know models by these names alone, and warn of others.

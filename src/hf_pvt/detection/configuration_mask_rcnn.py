@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_detector import DetectorConfig
+from .configuration_anchors import AnchorDetectorConfig
 
 
 @strict
-class MaskRcnnConfig(DetectorConfig):
+class MaskRcnnConfig(AnchorDetectorConfig):
     r"""
     Configuration of a Mask R-CNN, `model_type` "mask_rcnn", on any backbone; the defaults are those of
     [org/mask-rcnn-pvt-v2-b0](https://huggingface.co/org/mask-rcnn-pvt-v2-b0) but for the number of labels and the
@@ -72,7 +72,7 @@ class MaskRcnnConfig(DetectorConfig):
 
     model_type = "mask_rcnn"
     positive_numbers: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.positive_numbers,
+        *AnchorDetectorConfig.positive_numbers,
         "rpn_samples",
         "rpn_candidates",
         "rpn_training_candidates",
@@ -84,7 +84,7 @@ class MaskRcnnConfig(DetectorConfig):
         "num_mask_convs",
     )
     shares: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.shares,
+        *AnchorDetectorConfig.shares,
         "rpn_positive_iou",
         "rpn_negative_iou",
         "rpn_nms_threshold",

@@ -13,6 +13,8 @@ from .torchvision_ops import torchvision_ops
 # A box of this side in pixels is on the border of the first and the second level.
 FINEST_SIDE = 56
 
+EVERY_CELL = 0
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Boxes, scores and losses are computed in float32, whatever the network's dtype or autocast."""
@@ -26,12 +28,19 @@ def levels_of(boxes: Tensor, levels: int) -> Tensor:
     return (side / FINEST_SIDE + 1e-6).log2().floor().clamp(0, levels - 1).to(torch.int64)
 
 
-def pool_boxes(feature_maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int) -> Tensor:
-    """RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3), aligned, with as many samples in a bin as it has cells.
+def pool_boxes(
+    feature_maps: Sequence[Tensor],
+    strides: Sequence[int],
+    boxes: Sequence[Tensor],
+    side: int,
+    sampling_ratio: int = EVERY_CELL,
+) -> Tensor:
+    """RoIAlign (Mask R-CNN, arXiv 1703.06870, section 3), aligned.
 
     Args:
         feature_maps: (B, C, H, W) of each level.
         boxes: (n, 4) of each image.
+        sampling_ratio: samples in a bin along each of its sides; by default as many as it has cells.
 
     Returns:
         (boxes of all images, C, S, S), image after image, in float32 (or float64).
@@ -44,7 +53,7 @@ def pool_boxes(feature_maps: Sequence[Tensor], strides: Sequence[int], boxes: Se
     chosen = [(level == index).nonzero().flatten() for index in range(len(feature_maps))]
     # A level without boxes takes part all the same: every process has a gradient for every parameter.
     pooled = [
-        torchvision_ops.roi_align(feature_map, rois[some], side, 1 / stride, sampling_ratio=0, aligned=True)
+        torchvision_ops.roi_align(feature_map, rois[some], side, 1 / stride, sampling_ratio, aligned=True)
         for feature_map, stride, some in zip(feature_maps, strides, chosen, strict=True)
     ]
     return torch.cat(pooled)[torch.cat(chosen).argsort()]
