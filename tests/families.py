@@ -108,7 +108,20 @@ MASK_RCNN = DetectorRow(
     "mask_rcnn", hf_pvt.MaskRcnnConfig, hf_pvt.MaskRcnnForInstanceSegmentation, {"box_hidden_size": 64}
 )
 FASTER_RCNN = DetectorRow("faster_rcnn", MASK_RCNN.config, MASK_RCNN.model, MASK_RCNN.fields | {"with_masks": False})
-DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN)
+SPARSE_RCNN = DetectorRow(
+    "sparse_rcnn",
+    hf_pvt.SparseRcnnConfig,
+    hf_pvt.SparseRcnnForObjectDetection,
+    {
+        "num_proposals": 25,
+        "num_stages": 2,
+        "proposal_attention_heads": 4,
+        "dynamic_hidden_size": 8,
+        "feed_forward_size": 64,
+        "max_detections": 100,
+    },
+)
+DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN, SPARSE_RCNN)
 
 # What a detector stands on: ours, and Transformers' own.
 BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {

@@ -26,7 +26,7 @@ class SparseRcnnConfig(DetectorConfig):
             Learned boxes, each with a learned feature: the most objects that an image can teach.
         num_stages (`int`, *optional*, defaults to 6):
             How often the boxes are corrected, with weights of each stage.
-        num_attention_heads (`int`, *optional*, defaults to 8):
+        proposal_attention_heads (`int`, *optional*, defaults to 8):
             Heads of the attention between the proposals' features.
         box_pool_size (`int`, *optional*, defaults to 7):
             Side of a proposal's pooled map.
@@ -63,7 +63,7 @@ class SparseRcnnConfig(DetectorConfig):
         *DetectorConfig.positive_numbers,
         "num_proposals",
         "num_stages",
-        "num_attention_heads",
+        "proposal_attention_heads",
         "box_pool_size",
         "dynamic_hidden_size",
         "feed_forward_size",
@@ -82,7 +82,7 @@ class SparseRcnnConfig(DetectorConfig):
     strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
     num_proposals: int = 300
     num_stages: int = 6
-    num_attention_heads: int = 8
+    proposal_attention_heads: int = 8
     box_pool_size: int = 7
     dynamic_hidden_size: int = 64
     feed_forward_size: int = 2048
@@ -105,10 +105,10 @@ class SparseRcnnConfig(DetectorConfig):
             )
         if len(self.box_stds) != 4:
             raise ValueError(f"`box_stds` must be four positive numbers, got {list(self.box_stds)}.")
-        if self.fpn_hidden_size % self.num_attention_heads:
+        if self.fpn_hidden_size % self.proposal_attention_heads:
             raise ValueError(
-                f"`fpn_hidden_size` must be a multiple of `num_attention_heads`, got {self.fpn_hidden_size} and "
-                f"{self.num_attention_heads}."
+                f"`fpn_hidden_size` must be a multiple of `proposal_attention_heads`, got {self.fpn_hidden_size} and "
+                f"{self.proposal_attention_heads}."
             )
         for name in self.not_negative:
             if not 0 <= getattr(self, name) < math.inf:

@@ -63,7 +63,9 @@ class DynamicHead(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         width = config.fpn_hidden_size
-        self.attention = DrawnAttention(width, config.num_attention_heads, batch_first=True, draw=init.xavier_uniform_)
+        self.attention = DrawnAttention(
+            width, config.proposal_attention_heads, batch_first=True, draw=init.xavier_uniform_
+        )
         self.attention_norm = LayerNorm(width)
         self.instance_interactive_conv = DynamicConvolution(width, config.dynamic_hidden_size, config.box_pool_size)
         self.instance_interactive_conv_norm = LayerNorm(width)

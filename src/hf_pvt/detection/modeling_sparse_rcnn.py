@@ -48,9 +48,8 @@ class LearnedProposals(nn.Module):
 
     def __init__(self, config: SparseRcnnConfig) -> None:
         super().__init__()
-        whole = torch.tensor(WHOLE_IMAGE)
         self.init_proposal_bboxes = DrawnEmbedding(
-            config.num_proposals, 4, draw=lambda weight: init.copy_(weight, whole.expand_as(weight))
+            config.num_proposals, 4, draw=lambda weight: init.copy_(weight, weight.new_tensor(WHOLE_IMAGE))
         )
         self.init_proposal_features = DrawnEmbedding(config.num_proposals, config.fpn_hidden_size, draw=init.normal_)
 
@@ -107,7 +106,8 @@ class SparseRcnnForObjectDetection(Detector):
         self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
     ) -> dict[str, LossTerm]:
         """Three terms of each stage, all over the number of matched pairs in the batch (section 3.4)."""
-        losses, scales = {}, scales_of(sizes, predictions["stage_boxes"])
+        losses: dict[str, LossTerm] = {}
+        scales = scales_of(sizes, predictions["stage_boxes"])
         stages = zip(predictions["stage_logits"], predictions["stage_boxes"], strict=True)
         for number, (logits, boxes) in enumerate(stages):
             terms = self.stage_losses(logits, boxes, objects, scales)
