@@ -49,4 +49,6 @@ class DrawnLinear(Drawn, nn.Linear):
 
 kaiming = partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
 KaimingConv2d = partial(DrawnConv2d, draw=kaiming)
+# What PyTorch's own layers draw of their weights.
+pytorch_draw = partial(init.kaiming_uniform_, a=math.sqrt(5))
 XavierConv2d = partial(DrawnConv2d, draw=init.xavier_uniform_)

@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.models.auto import modeling_auto
 
 from .image_processing_detection import PvtDetectionImageProcessor
+from .modeling_cascade_mask_rcnn import CascadeMaskRcnnForInstanceSegmentation
 from .modeling_detector import Detector
 from .modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .modeling_retinanet import RetinaNetForObjectDetection
@@ -14,6 +15,7 @@ from .modeling_sparse_rcnn import SparseRcnnForObjectDetection
 DETECTORS: dict[str, type[Detector]] = {
     "retinanet": RetinaNetForObjectDetection,
     "mask_rcnn": MaskRcnnForInstanceSegmentation,
+    "cascade_mask_rcnn": CascadeMaskRcnnForInstanceSegmentation,
     "sparse_rcnn": SparseRcnnForObjectDetection,
 }
 

@@ -4,9 +4,7 @@ The sources are MMDetection 2's RetinaNet, Mask R-CNN and Faster R-CNN on the au
 and PVTv2 that MMDetection has itself.
 """
 
-import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +19,20 @@ from ..variants import CONFIG_CLASSES, variant_of
 from .auto_detectors import DETECTORS
 from .configuration_detector import divided
 from .configuration_retinanet import RetinaNetConfig
+from .original_heads import HEADS, LATERAL
 from .published_detectors import PUBLISHED_DETECTORS
 
 # Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
 DETECTOR: Renames = (
     (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{RetinaNetConfig.backbone_levels + int(m[1])}."),
     (r"^(neck\.(lateral|fpn)_convs\.\d+|bbox_head\.(cls|reg)_convs\.\d+|mask_head\.convs\.\d+)\.", r"\1.conv."),
-    (r"^box_head\.", r"roi_head.bbox_head."),
-    (r"^mask_head\.", r"roi_head.mask_head."),
     (r"^(box_heads\.\d+)\.attention\.", r"\1.attention.attn."),
     (r"^(box_heads\.\d+)\.ffn\.0\.", r"\1.ffn.layers.0.0."),
     (r"^(box_heads\.\d+)\.ffn\.2\.", r"\1.ffn.layers.1."),
-    (r"^box_heads\.", r"roi_head.bbox_head."),
+    (r"^mask_heads\.(\d+)\.convs\.(\d+)\.", r"mask_heads.\1.convs.\2.conv."),
+    (r"^box_heads?\.", r"roi_head.bbox_head."),
+    (r"^mask_heads?\.", r"roi_head.mask_head."),
+    (r"\.shared_convs\.(\d+)\.batch_norm\.", r".shared_convs.\1.bn."),
     (r"^(?!neck\.|bbox_head\.|rpn_head\.|roi_head\.)", r"backbone."),
 )
 
@@ -102,82 +102,6 @@ class OwnPyramidLayout(DetectorLayout):
 
     def whole(self, weight: Tensor, ours: str) -> Tensor:
         return weight[:, 1:] if self.lacks_class_entry(ours) else super().whole(weight, ours)
-
-
-@dataclass(frozen=True)
-class Head:
-    """How the heads of a detector are told: by the weights `needed` (ours), from which `fields` reads sizes."""
-
-    title: str
-    marker: str  # with this a key of its head begins, there
-    needed: tuple[str, ...]
-    fields: Callable[[StateDict, Layout], dict[str, Any]]
-
-
-def retinanet_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels: each anchor has one output for each, and four for its box."""
-    outputs, boxes = (shape_of(weights, layout, f"bbox_head.retina_{kind}.weight")[0] for kind in ("cls", "reg"))
-    return {"num_labels": outputs // max(boxes // 4, 1)}
-
-
-def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels, without the background, and whether there are masks."""
-    outputs, hidden = shape_of(weights, layout, "box_head.fc_cls.weight")
-    mask_head = layout.name("mask_head.")
-    return {
-        "num_labels": outputs - 1,
-        "box_hidden_size": hidden,
-        "with_masks": any(key.startswith(mask_head) for key in weights),
-    }
-
-
-def sparse_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """All sizes but for the number of the attention's heads; published are as many detections as proposals."""
-
-    def count(ours: str, keys_of_each: int = 1) -> int:
-        """How many modules a list has, whose keys are so many for each."""
-        prefix = layout.name(ours)
-        keys = [key.removeprefix(prefix) for key in weights if key.startswith(prefix)]
-        return len({key.split(".")[0] for key in keys}) // keys_of_each
-
-    labels, proposals, dynamic, pooled, hidden = (
-        shape_of(weights, layout, ours) for ours in HEADS["sparse_rcnn"].needed
-    )
-    return {
-        "num_labels": labels[0],
-        "num_proposals": proposals[0],
-        "max_detections": proposals[0],
-        "num_stages": count("box_heads."),
-        "box_pool_size": math.isqrt(pooled[1] // pooled[0]),
-        "dynamic_hidden_size": dynamic[0] // dynamic[1] // 2,
-        "feed_forward_size": hidden[0],
-        "num_cls_linears": count("box_heads.0.cls_fcs.", keys_of_each=2),  # a linear and its norm
-        "num_reg_linears": count("box_heads.0.reg_fcs.", keys_of_each=2),
-    }
-
-
-HEADS = {
-    "retinanet": Head(
-        "RetinaNet",
-        "bbox_head.retina_cls.",
-        ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"),
-        retinanet_fields,
-    ),
-    "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
-    "sparse_rcnn": Head(
-        "Sparse R-CNN",
-        "rpn_head.init_proposal_bboxes.",
-        (
-            "box_heads.0.fc_cls.weight",
-            "rpn_head.init_proposal_bboxes.weight",
-            "box_heads.0.instance_interactive_conv.dynamic_layer.weight",
-            "box_heads.0.instance_interactive_conv.fc_layer.weight",
-            "box_heads.0.ffn.0.weight",
-        ),
-        sparse_rcnn_fields,
-    ),
-}
-LATERAL = "neck.lateral_convs.0.weight"
 
 
 def _authors_layout(layout: Layout, detector: str) -> DetectorLayout:
