@@ -120,7 +120,20 @@ CASCADE_MASK_RCNN = DetectorRow(
         "max_training_proposals": 300,
     },
 )
-DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN, CASCADE_MASK_RCNN)
+SPARSE_RCNN = DetectorRow(
+    "sparse_rcnn",
+    hf_pvt.SparseRcnnConfig,
+    hf_pvt.SparseRcnnForObjectDetection,
+    {
+        "num_proposals": 25,
+        "num_stages": 2,
+        "proposal_attention_heads": 4,
+        "dynamic_hidden_size": 8,
+        "feed_forward_size": 64,
+        "max_detections": 100,
+    },
+)
+DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN, CASCADE_MASK_RCNN, SPARSE_RCNN)
 WITH_MASKS = (MASK_RCNN, CASCADE_MASK_RCNN)
 
 # What a detector stands on: ours, and Transformers' own.

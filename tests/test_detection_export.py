@@ -5,7 +5,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from families import CASCADE_MASK_RCNN, MASK_RCNN, RETINANET, DetectorRow, tiny_detector
+from families import RETINANET, SPARSE_RCNN, WITH_MASKS, DetectorRow, tiny_detector
 from torch import Tensor
 
 TRACED = (2, 3, 128, 192)
@@ -34,14 +34,14 @@ def test_onnx(tmp_path: Path) -> None:
             assert_close(torch.from_numpy(deltas), expected.box_deltas, 1e-4)
 
 
-@pytest.mark.parametrize("detector", [MASK_RCNN, CASCADE_MASK_RCNN], ids=str)
-def test_two_stages_are_not_exported(detector: DetectorRow) -> None:
+@pytest.mark.parametrize("detector", [*WITH_MASKS, SPARSE_RCNN], ids=str)
+def test_several_stages_are_not_exported(detector: DetectorRow) -> None:
     """Said, instead of a file without outputs."""
-    with pytest.raises(NotImplementedError, match=f"^{detector.model.__name__} cannot be exported"):
+    with pytest.raises(NotImplementedError, match=f"^{detector.model.__name__} cannot be exported: a later stage"):
         torch.export.export(tiny_detector(detector), (), {"pixel_values": torch.randn(TRACED)})
 
 
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN, CASCADE_MASK_RCNN], ids=str)
+@pytest.mark.parametrize("detector", [RETINANET, *WITH_MASKS], ids=str)
 def test_compile(detector: DetectorRow) -> None:
     """Backbone, neck and heads are one graph."""
     torch.compiler.reset()
@@ -55,7 +55,7 @@ def test_compile(detector: DetectorRow) -> None:
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN, CASCADE_MASK_RCNN], ids=str)
+@pytest.mark.parametrize("detector", [RETINANET, *WITH_MASKS, SPARSE_RCNN], ids=str)
 def test_compiled_whole(detector: DetectorRow) -> None:
     """Detections, and losses with their gradients, of a compiled model."""
     torch.compiler.reset()

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_detector import DetectorConfig
+from .configuration_anchors import AnchorDetectorConfig
 
 
 @strict
-class RetinaNetConfig(DetectorConfig):
+class RetinaNetConfig(AnchorDetectorConfig):
     r"""
     Configuration of a RetinaNet, `model_type` "retinanet", on any backbone; the defaults are those of
     [org/retinanet-pvt-v2-b0](https://huggingface.co/org/retinanet-pvt-v2-b0) but for the number of labels and the
@@ -55,11 +55,11 @@ class RetinaNetConfig(DetectorConfig):
     model_type = "retinanet"
     backbone_levels: ClassVar[int] = 3
     positive_numbers: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.positive_numbers,
+        *AnchorDetectorConfig.positive_numbers,
         "num_head_convs",
         "candidates_per_level",
     )
-    shares: ClassVar[tuple[str, ...]] = (*DetectorConfig.shares, "positive_iou", "negative_iou", "focal_alpha")
+    shares: ClassVar[tuple[str, ...]] = (*AnchorDetectorConfig.shares, "positive_iou", "negative_iou", "focal_alpha")
 
     bounds: ClassVar[tuple[tuple[str, str], ...]] = (("negative_iou", "positive_iou"),)
 

@@ -4,15 +4,15 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_detector import DetectorConfig
+from .configuration_anchors import AnchorDetectorConfig
 
 
 @strict
-class TwoStageConfig(DetectorConfig):
+class TwoStageConfig(AnchorDetectorConfig):
     """The fields of `MaskRcnnConfig` that do not depend on how often boxes are corrected."""
 
     positive_numbers: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.positive_numbers,
+        *AnchorDetectorConfig.positive_numbers,
         "rpn_samples",
         "rpn_candidates",
         "rpn_training_candidates",
@@ -24,7 +24,7 @@ class TwoStageConfig(DetectorConfig):
         "num_mask_convs",
     )
     shares: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.shares,
+        *AnchorDetectorConfig.shares,
         "rpn_positive_iou",
         "rpn_negative_iou",
         "rpn_nms_threshold",

@@ -5,7 +5,6 @@ and PVTv2 that MMDetection has itself.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,16 @@ from ..variants import CONFIG_CLASSES, variant_of
 from .auto_detectors import DETECTORS
 from .configuration_detector import divided
 from .configuration_retinanet import RetinaNetConfig
+from .original_heads import HEADS, LATERAL
 from .published_detectors import PUBLISHED_DETECTORS
 
 # Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
 DETECTOR: Renames = (
     (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{RetinaNetConfig.backbone_levels + int(m[1])}."),
     (r"^(neck\.(lateral|fpn)_convs\.\d+|bbox_head\.(cls|reg)_convs\.\d+|mask_head\.convs\.\d+)\.", r"\1.conv."),
+    (r"^(box_heads\.\d+)\.attention\.", r"\1.attention.attn."),
+    (r"^(box_heads\.\d+)\.ffn\.0\.", r"\1.ffn.layers.0.0."),
+    (r"^(box_heads\.\d+)\.ffn\.2\.", r"\1.ffn.layers.1."),
     (r"^mask_heads\.(\d+)\.convs\.(\d+)\.", r"mask_heads.\1.convs.\2.conv."),
     (r"^box_heads?\.", r"roi_head.bbox_head."),
     (r"^mask_heads?\.", r"roi_head.mask_head."),
@@ -99,59 +102,6 @@ class OwnPyramidLayout(DetectorLayout):
 
     def whole(self, weight: Tensor, ours: str) -> Tensor:
         return weight[:, 1:] if self.lacks_class_entry(ours) else super().whole(weight, ours)
-
-
-@dataclass(frozen=True)
-class Head:
-    """How the heads of a detector are told: by the weights `needed` (ours), from which `fields` reads sizes."""
-
-    title: str
-    marker: str  # with this a key of its head begins, there
-    needed: tuple[str, ...]
-    fields: Callable[[StateDict, Layout], dict[str, Any]]
-
-
-def retinanet_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels: each anchor has one output for each, and four for its box."""
-    outputs, boxes = (shape_of(weights, layout, f"bbox_head.retina_{kind}.weight")[0] for kind in ("cls", "reg"))
-    return {"num_labels": outputs // max(boxes // 4, 1)}
-
-
-def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels, without the background, and whether there are masks."""
-    outputs, hidden = shape_of(weights, layout, "box_head.fc_cls.weight")
-    mask_head = layout.name("mask_head.")
-    return {
-        "num_labels": outputs - 1,
-        "box_hidden_size": hidden,
-        "with_masks": any(key.startswith(mask_head) for key in weights),
-    }
-
-
-def cascade_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """As Mask R-CNN's, of the first stage."""
-    outputs, hidden = shape_of(weights, layout, "box_heads.0.fc_cls.weight")
-    mask_heads = layout.name("mask_heads.")
-    return {
-        "num_labels": outputs - 1,
-        "box_hidden_size": hidden,
-        "with_masks": any(key.startswith(mask_heads) for key in weights),
-    }
-
-
-HEADS = {
-    "retinanet": Head(
-        "RetinaNet",
-        "bbox_head.retina_cls.",
-        ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"),
-        retinanet_fields,
-    ),
-    "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
-    "cascade_mask_rcnn": Head(
-        "Cascade R-CNN", "roi_head.bbox_head.0.shared_convs.", ("box_heads.0.fc_cls.weight",), cascade_fields
-    ),
-}
-LATERAL = "neck.lateral_convs.0.weight"
 
 
 def _authors_layout(layout: Layout, detector: str) -> DetectorLayout:
