@@ -4,7 +4,6 @@ Box and mask heads are compared on recorded proposals, so that nothing depends o
 whole once more. Logits of later stages, and masks, are as far off in float32 as the boxes before them.
 """
 
-from pathlib import Path
 from typing import Any
 
 import further_reference
@@ -55,9 +54,7 @@ def test_proposals(recorded: FurtherRecorded, model: PreTrainedModel, case: Case
     config = model.config
     with torch.inference_mode():
         levels, predictions, _ = model.encode(case.pixel_values)
-        proposals = model.rpn_head.propose(
-            levels, predictions, case.valid, config.rpn_candidates, config.max_proposals
-        )
+        proposals = model.rpn_head.propose(levels, predictions, case.valid, config.rpn_candidates, config.max_proposals)
     for number, level in enumerate(levels):
         check_samples(level, recorded, f"{case.name}/neck/{number}")
     for ours, theirs in (("objectness", "cls"), ("proposal_deltas", "reg")):
@@ -116,9 +113,7 @@ def on_fixed_proposals(
     )
 
 
-def test_stages(
-    recorded: FurtherRecorded, model: PreTrainedModel, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages(recorded: FurtherRecorded, model: PreTrainedModel, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes, logits and deltas of each stage from the recorded proposals, and the detections."""
     stages = Stages(model, monkeypatch)
     on_fixed_proposals(model, recorded, case, monkeypatch)
@@ -169,7 +164,7 @@ def test_mask_heads(recorded: FurtherRecorded, model: PreTrainedModel, case: Cas
 def test_with_its_own_proposals(
     recorded: FurtherRecorded, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, stages = recorded.case("one"), Stages(model, monkeypatch)
+    case = recorded.case("one")
     with torch.inference_mode():
         output = model(case.pixel_values, case.pixel_mask)
     check_detections(output, recorded, case, "full/", 2 * TOLERANCE)

@@ -14,7 +14,6 @@ from families import (
     BACKBONES,
     CASCADE_MASK_RCNN,
     DETECTORS,
-    FASTER_RCNN,
     MASK_RCNN,
     PVT_V2,
     RETINANET,
