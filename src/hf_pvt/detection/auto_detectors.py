@@ -5,7 +5,9 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.models.auto import modeling_auto
 
 from .image_processing_detection import PvtDetectionImageProcessor
+from .modeling_atss import AtssForObjectDetection
 from .modeling_detector import Detector
+from .modeling_gfl import GflForObjectDetection
 from .modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .modeling_retinanet import RetinaNetForObjectDetection
 
@@ -13,6 +15,8 @@ from .modeling_retinanet import RetinaNetForObjectDetection
 DETECTORS: dict[str, type[Detector]] = {
     "retinanet": RetinaNetForObjectDetection,
     "mask_rcnn": MaskRcnnForInstanceSegmentation,
+    "atss": AtssForObjectDetection,
+    "gfl": GflForObjectDetection,
 }
 
 # Pipelines know models by these names alone, and warn of others.

@@ -1,11 +1,10 @@
 """Configuration of Mask R-CNN (arXiv 1703.06870) and, without masks, Faster R-CNN (arXiv 1506.01497)."""
 
-import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_detector import DetectorConfig
+from .configuration_detector import DetectorConfig, check_stds
 
 
 @strict
@@ -116,5 +115,4 @@ class MaskRcnnConfig(DetectorConfig):
                 f"`strides` has {len(self.strides)} values, expected {self.backbone_levels} for the backbone's maps "
                 f"and one more: {list(self.strides)}."
             )
-        if len(self.box_stds) != 4 or not all(0 < std < math.inf for std in self.box_stds):
-            raise ValueError(f"`box_stds` must be four positive numbers, got {list(self.box_stds)}.")
+        check_stds("box_stds", self.box_stds)

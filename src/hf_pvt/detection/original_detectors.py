@@ -18,14 +18,18 @@ from ..original_labels import label_fields
 from ..original_layouts import LAYOUTS, PUBLISHED, PUBLISHED_LAYOUTS, STAGES, Layout, Renames, StateDict, per_stage
 from ..variants import CONFIG_CLASSES, variant_of
 from .auto_detectors import DETECTORS
+from .configuration_dense_detector import DenseDetectorConfig
 from .configuration_detector import divided
-from .configuration_retinanet import RetinaNetConfig
-from .published_detectors import published_detector
+from .published_detectors import drop_path_rate
 
 # Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
 DETECTOR: Renames = (
-    (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{RetinaNetConfig.backbone_levels + int(m[1])}."),
-    (r"^(neck\.(lateral|fpn)_convs\.\d+|bbox_head\.(cls|reg)_convs\.\d+|mask_head\.convs\.\d+)\.", r"\1.conv."),
+    (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{DenseDetectorConfig.backbone_levels + int(m[1])}."),
+    (
+        r"^(neck\.(lateral|fpn)_convs|bbox_head\.(cls|reg)_convs|mask_head\.convs)\.(\d+)\.(?=weight|bias)",
+        r"\1.\4.conv.",
+    ),
+    (r"^(bbox_head\..+)\.group_norm\.", r"\1.gn."),
     (r"^box_head\.", r"roi_head.bbox_head."),
     (r"^mask_head\.", r"roi_head.mask_head."),
     (r"^(?!neck\.|bbox_head\.|rpn_head\.|roi_head\.)", r"backbone."),
@@ -64,7 +68,7 @@ class DetectorLayout(Layout):
 
     def backbone_fields(self, variant: str | None) -> dict[str, Any]:
         """What of the backbone the shapes do not tell; `variant` is the published one that it is."""
-        return {"drop_path_rate": published_detector(self.detector, variant).drop_path_rate} if variant else {}
+        return {"drop_path_rate": drop_path_rate(variant)} if variant else {}
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,17 @@ def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
     }
 
 
+def atss_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
+    """The number of labels: each place has one anchor."""
+    return {"num_labels": shape_of(weights, layout, "bbox_head.atss_cls.weight")[0]}
+
+
+def gfl_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
+    """The number of labels, and the largest distance."""
+    outputs, sides = (shape_of(weights, layout, f"bbox_head.gfl_{kind}.weight")[0] for kind in ("cls", "reg"))
+    return {"num_labels": outputs, "reg_max": sides // 4 - 1}
+
+
 HEADS = {
     "retinanet": Head(
         "RetinaNet",
@@ -132,6 +147,8 @@ HEADS = {
         retinanet_fields,
     ),
     "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
+    "atss": Head("ATSS", "bbox_head.atss_cls.", ("bbox_head.atss_cls.weight",), atss_fields),
+    "gfl": Head("GFL", "bbox_head.gfl_cls.", ("bbox_head.gfl_cls.weight", "bbox_head.gfl_reg.weight"), gfl_fields),
 }
 LATERAL = "neck.lateral_convs.0.weight"
 
