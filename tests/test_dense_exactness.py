@@ -1,4 +1,4 @@
-"""ATSS and GFL against what MMDetection 2.13.0 computes with the published code: outputs, detections, losses, gradients.
+"""ATSS and GFL against what MMDetection 2.13.0 computes with the published code: outputs, losses, gradients.
 
 In float32 to 1e-5 of the largest value, in float64 to 1e-6.
 """
@@ -18,7 +18,6 @@ from detection_checks import (
 )
 from detection_reference import Case
 from further_reference import CASES, FurtherRecorded, recordings
-from reference import samples
 from transformers import PreTrainedModel
 
 from hf_pvt.detection.anchors import base_anchors
@@ -60,7 +59,7 @@ def test_anchors(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) 
     base = [base_anchors(stride, model.config.anchor_scales, (1,)) for stride in model.config.strides]
     assert torch.cat(base).equal(recorded.tensor(f"{case.name}/anchors/base"))
     expected = recorded.tensor(f"{case.name}/anchors/all/samples")
-    assert samples(torch.cat(anchors), len(expected)).equal(expected)
+    assert recorded.samples(torch.cat(anchors), len(expected)).equal(expected)
 
 
 def test_detections(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:

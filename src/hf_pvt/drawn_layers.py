@@ -20,18 +20,25 @@ class Drawn(nn.Module):
 
 
 class DrawnLayer(Drawn):
-    """Weights that `draw` draws, and a constant bias."""
+    """Weights that `draw` draws, and a constant bias, or one that is drawn as PyTorch does (`first_bias=None`)."""
 
     weight: Any
     bias: Any
 
-    def __init__(self, *args: Any, draw: Callable[[Tensor], Tensor], first_bias: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, draw: Callable[[Tensor], Tensor], first_bias: float | None = 0.0, **kwargs: Any
+    ) -> None:
         self.draw, self.first_bias = draw, first_bias  # the constructor draws already
         super().__init__(*args, **kwargs)
 
     def reset_parameters(self) -> None:
         self.draw(self.weight)
-        if self.bias is not None:
+        if self.bias is None:
+            return
+        if self.first_bias is None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            init.uniform_(self.bias, -bound, bound)
+        else:
             init.constant_(self.bias, self.first_bias)
 
 
@@ -57,4 +64,6 @@ RARE_AT_FIRST = -math.log((1 - 0.01) / 0.01)
 
 kaiming = partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
 KaimingConv2d = partial(DrawnConv2d, draw=kaiming)
+# What PyTorch's own layers draw of their weights.
+pytorch_draw = partial(init.kaiming_uniform_, a=math.sqrt(5))
 XavierConv2d = partial(DrawnConv2d, draw=init.xavier_uniform_)

@@ -5,16 +5,16 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_detector import DetectorConfig
+from .configuration_anchors import AnchorDetectorConfig
 
 
 @strict
-class DenseDetectorConfig(DetectorConfig):
+class DenseDetectorConfig(AnchorDetectorConfig):
     """The fields of detectors in one stage, on the backbone's last three maps."""
 
     backbone_levels: ClassVar[int] = 3
     positive_numbers: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.positive_numbers,
+        *AnchorDetectorConfig.positive_numbers,
         "num_head_convs",
         "candidates_per_level",
     )

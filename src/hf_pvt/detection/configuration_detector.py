@@ -1,4 +1,4 @@
-"""What the configurations of the detectors share: the backbone's, the neck, anchors, and what is kept in the end."""
+"""What the configurations of all detectors share: the backbone's, the neck, and how much is kept in the end."""
 
 import copy
 import math
@@ -28,21 +28,12 @@ class DetectorConfig(PreTrainedConfig):
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     fpn_hidden_size: int = 256
     strides: list[int] | tuple[int, ...] = (4, 8, 16, 32, 64)
-    anchor_scales: list[float | int] | tuple[float | int, ...] = (8,)
-    anchor_ratios: list[float | int] | tuple[float | int, ...] = (0.5, 1, 2)
     size_divisor: int = 32
-    score_threshold: float | int = 0.05
-    nms_threshold: float | int = 0.5
     max_detections: int = 100
-    initializer_range: float = 0.01
 
-    positive_numbers: ClassVar[tuple[str, ...]] = (
-        "fpn_hidden_size",
-        "size_divisor",
-        "max_detections",
-        "initializer_range",
-    )
-    shares: ClassVar[tuple[str, ...]] = ("score_threshold", "nms_threshold")
+    positive_numbers: ClassVar[tuple[str, ...]] = ("fpn_hidden_size", "size_divisor", "max_detections")
+    positive_lists: ClassVar[tuple[str, ...]] = ("strides",)
+    shares: ClassVar[tuple[str, ...]] = ()
     # Pairs of overlaps: below the first an anchor is background, from the second on it is positive.
     bounds: ClassVar[tuple[tuple[str, str], ...]] = ()
 
@@ -84,13 +75,9 @@ class DetectorConfig(PreTrainedConfig):
         """The smallest height and width in pixels."""
         return getattr(self.backbone_config, "minimum_image_size", 32)
 
-    @property
-    def anchors_per_place(self) -> int:
-        return len(self.anchor_scales) * len(self.anchor_ratios)
-
-    def validate_anchors(self) -> None:
-        """Positive strides, scales and ratios, at least one of each."""
-        for name in ("strides", "anchor_scales", "anchor_ratios"):
+    def validate_positive_lists(self) -> None:
+        """Positive strides, scales and the like, at least one of each."""
+        for name in self.positive_lists:
             values = getattr(self, name)
             if not values or not all(value > 0 and math.isfinite(value) for value in values):
                 raise ValueError(f"`{name}` must be positive numbers, at least one, got {list(values)}.")

@@ -14,6 +14,7 @@ from torch import Tensor
 from .anchors import Anchors
 from .assigners import NEGATIVE
 from .box_coder import decode
+from .configuration_anchors import AnchorDetectorConfig
 from .ground_truth import GroundTruth, Size
 from .loss_terms import LossTerm
 from .modeling_detector import Detector
@@ -57,6 +58,8 @@ class Matched(NamedTuple):
 
 class DenseDetector(Detector):
     """Predictions of all anchors become losses and detections."""
+
+    config: AnchorDetectorConfig
 
     def build_heads(self) -> None:
         self.anchors = Anchors.of(self.config)

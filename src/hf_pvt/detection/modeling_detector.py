@@ -158,6 +158,10 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
         """What the heads that see every place say of the levels (B, D, H_i, W_i)."""
         raise NotImplementedError
 
+    def predict_inside(self, levels: list[Tensor], sizes: list[Size]) -> dict[str, Tensor]:
+        """What heads say that look at places inside the images, for the loss and for the detections."""
+        return {}
+
     def losses(
         self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
     ) -> dict[str, LossTerm]:
@@ -201,7 +205,7 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
         # What follows the network depends on values; a file can hold the raw outputs.
         if "logits" not in predictions:
             raise NotImplementedError(
-                f"{type(self).__name__} cannot be exported: its second stage depends on the proposals of the first."
+                f"{type(self).__name__} cannot be exported: a later stage depends on the boxes of the one before."
             )
         raw: dict[str, Any] = {name: predictions.get(name) for name in RAW_OUTPUTS}
         return DetectorOutput(**raw)
@@ -232,6 +236,7 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
         found: dict[str, Any] = {name: predictions.get(name) for name in RAW_OUTPUTS}
         found |= {"hidden_states": features.hidden_states, "attentions": features.attentions}
         predictions = {name: at_least_float32(prediction) for name, prediction in predictions.items()}
+        predictions |= self.predict_inside(levels, sizes)
         if labels is not None:
             objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
             terms = self.losses(levels, predictions, objects, sizes)

@@ -5,7 +5,6 @@ and PVTv2 that MMDetection has itself.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,18 +19,20 @@ from ..variants import CONFIG_CLASSES, variant_of
 from .auto_detectors import DETECTORS
 from .configuration_dense_detector import DenseDetectorConfig
 from .configuration_detector import divided
+from .original_heads import HEADS, LATERAL
 from .published_detectors import drop_path_rate
 
 # Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
 DETECTOR: Renames = (
     (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{DenseDetectorConfig.backbone_levels + int(m[1])}."),
-    (
-        r"^(neck\.(lateral|fpn)_convs|bbox_head\.(cls|reg)_convs|mask_head\.convs)\.(\d+)\.(?=weight|bias)",
-        r"\1.\4.conv.",
-    ),
+    (r"^((neck|bbox_head)\.\w+_convs\.\d+|mask_heads?(\.\d+)?\.convs\.\d+)\.(?=weight|bias)", r"\1.conv."),
     (r"^(bbox_head\..+)\.group_norm\.", r"\1.gn."),
-    (r"^box_head\.", r"roi_head.bbox_head."),
-    (r"^mask_head\.", r"roi_head.mask_head."),
+    (r"^(box_heads\.\d+)\.attention\.", r"\1.attention.attn."),
+    (r"^(box_heads\.\d+)\.ffn\.0\.", r"\1.ffn.layers.0.0."),
+    (r"^(box_heads\.\d+)\.ffn\.2\.", r"\1.ffn.layers.1."),
+    (r"^box_heads?\.", r"roi_head.bbox_head."),
+    (r"^mask_heads?\.", r"roi_head.mask_head."),
+    (r"\.shared_convs\.(\d+)\.batch_norm\.", r".shared_convs.\1.bn."),
     (r"^(?!neck\.|bbox_head\.|rpn_head\.|roi_head\.)", r"backbone."),
 )
 
@@ -99,58 +100,6 @@ class OwnPyramidLayout(DetectorLayout):
 
     def whole(self, weight: Tensor, ours: str) -> Tensor:
         return weight[:, 1:] if self.lacks_class_entry(ours) else super().whole(weight, ours)
-
-
-@dataclass(frozen=True)
-class Head:
-    """How the heads of a detector are told: by the weights `needed` (ours), from which `fields` reads sizes."""
-
-    title: str
-    marker: str  # with this a key of its head begins, there
-    needed: tuple[str, ...]
-    fields: Callable[[StateDict, Layout], dict[str, Any]]
-
-
-def retinanet_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels: each anchor has one output for each, and four for its box."""
-    outputs, boxes = (shape_of(weights, layout, f"bbox_head.retina_{kind}.weight")[0] for kind in ("cls", "reg"))
-    return {"num_labels": outputs // max(boxes // 4, 1)}
-
-
-def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels, without the background, and whether there are masks."""
-    outputs, hidden = shape_of(weights, layout, "box_head.fc_cls.weight")
-    mask_head = layout.name("mask_head.")
-    return {
-        "num_labels": outputs - 1,
-        "box_hidden_size": hidden,
-        "with_masks": any(key.startswith(mask_head) for key in weights),
-    }
-
-
-def atss_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels: each place has one anchor."""
-    return {"num_labels": shape_of(weights, layout, "bbox_head.atss_cls.weight")[0]}
-
-
-def gfl_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels, and the largest distance."""
-    outputs, sides = (shape_of(weights, layout, f"bbox_head.gfl_{kind}.weight")[0] for kind in ("cls", "reg"))
-    return {"num_labels": outputs, "reg_max": sides // 4 - 1}
-
-
-HEADS = {
-    "retinanet": Head(
-        "RetinaNet",
-        "bbox_head.retina_cls.",
-        ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"),
-        retinanet_fields,
-    ),
-    "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
-    "atss": Head("ATSS", "bbox_head.atss_cls.", ("bbox_head.atss_cls.weight",), atss_fields),
-    "gfl": Head("GFL", "bbox_head.gfl_cls.", ("bbox_head.gfl_cls.weight", "bbox_head.gfl_reg.weight"), gfl_fields),
-}
-LATERAL = "neck.lateral_convs.0.weight"
 
 
 def _authors_layout(layout: Layout, detector: str) -> DetectorLayout:

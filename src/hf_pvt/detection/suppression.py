@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .configuration_detector import DetectorConfig
+from .configuration_anchors import AnchorDetectorConfig
 from .torchvision_ops import torchvision_ops
 
 
@@ -22,7 +22,7 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
-def detect(boxes: Tensor, scores: Tensor, config: DetectorConfig, factors: Tensor | None = None) -> Detections:
+def detect(boxes: Tensor, scores: Tensor, config: AnchorDetectorConfig, factors: Tensor | None = None) -> Detections:
     """Of all pairs of a box and a label over the threshold, those that survive NMS within their label: the best ones.
 
     Args:
