@@ -104,6 +104,10 @@ class DetectorRow:
 
 TINY_DETECTOR: dict[str, Any] = {"fpn_hidden_size": 32, "num_labels": 5}
 RETINANET = DetectorRow("retinanet", hf_pvt.RetinaNetConfig, hf_pvt.RetinaNetForObjectDetection)
+FEW = {"num_groups": 8, "num_head_convs": 2}
+ATSS = DetectorRow("atss", hf_pvt.AtssConfig, hf_pvt.AtssForObjectDetection, FEW)
+GFL = DetectorRow("gfl", hf_pvt.GflConfig, hf_pvt.GflForObjectDetection, FEW)
+DENSE = (RETINANET, ATSS, GFL)
 MASK_RCNN = DetectorRow(
     "mask_rcnn", hf_pvt.MaskRcnnConfig, hf_pvt.MaskRcnnForInstanceSegmentation, {"box_hidden_size": 64}
 )
@@ -133,7 +137,7 @@ SPARSE_RCNN = DetectorRow(
         "max_detections": 100,
     },
 )
-DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN, CASCADE_MASK_RCNN, SPARSE_RCNN)
+DETECTORS = (*DENSE, MASK_RCNN, FASTER_RCNN, CASCADE_MASK_RCNN, SPARSE_RCNN)
 WITH_MASKS = (MASK_RCNN, CASCADE_MASK_RCNN)
 
 # What a detector stands on: ours, and Transformers' own.
@@ -149,9 +153,15 @@ def tiny_detector(detector: DetectorRow, backbone: str = "pvt_v2", **overrides: 
     torch.manual_seed(0)
     model = detector.model(detector.tiny_config(BACKBONES[backbone](), **overrides)).eval()
     perturb(model, 0.05)
-    if detector is RETINANET:
-        model.bbox_head.retina_cls.bias.data.add_(3)
+    if detector in DENSE:
+        label_branch(model).bias.data.add_(3)
     return model
+
+
+def label_branch(model: Any) -> Any:
+    """The convolution of a dense detector that gives the logits."""
+    names = ("retina_cls", "atss_cls", "gfl_cls")
+    return next(getattr(model.bbox_head, name) for name in names if hasattr(model.bbox_head, name))
 
 
 def perturb(model: nn.Module, scale: float = 0.1) -> None:

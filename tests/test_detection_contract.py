@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from families import (
+    ATSS,
     BACKBONES,
     CASCADE_MASK_RCNN,
+    DENSE,
     DETECTORS,
+    GFL,
     MASK_RCNN,
     PVT_V2,
     RETINANET,
@@ -21,6 +24,7 @@ from families import (
     WITH_MASKS,
     DetectorRow,
     Family,
+    label_branch,
     tiny_detector,
 )
 from safetensors.torch import load_file, save_file
@@ -39,7 +43,7 @@ from transformers.models.pvt_v2.configuration_pvt_v2 import PvtV2Config as Trans
 import hf_pvt
 
 IMAGES = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
-BOTH = (RETINANET, *WITH_MASKS, SPARSE_RCNN)
+BOTH = (*DENSE, *WITH_MASKS, SPARSE_RCNN)
 on_every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 both = pytest.mark.parametrize("detector", BOTH, ids=str)
 every = pytest.mark.parametrize("detector", DETECTORS, ids=str)
@@ -140,6 +144,8 @@ def test_other_labels(detector: DetectorRow, tmp_path: Path) -> None:
     fresh = {name.rpartition(".")[0] for name, *_ in info["mismatched_keys"]}
     expected = {
         "retinanet": {"bbox_head.retina_cls"},
+        "atss": {"bbox_head.atss_cls"},
+        "gfl": {"bbox_head.gfl_cls"},
         "mask_rcnn": {"box_head.fc_cls", "box_head.fc_reg", "mask_head.conv_logits"},
         "faster_rcnn": {"box_head.fc_cls", "box_head.fc_reg"},
         "cascade_mask_rcnn": {
@@ -158,12 +164,12 @@ def test_other_labels(detector: DetectorRow, tmp_path: Path) -> None:
     assert output.loss.isfinite() and output.pred_labels.max() <= 6
     if detector is SPARSE_RCNN:
         return  # whose test of initialisation sees what is drawn
-    bias, std = -math.log(99) if detector is RETINANET else 0.0, 0.01
+    bias, std = -math.log(99) if detector in DENSE else 0.0, 0.01
     if detector is CASCADE_MASK_RCNN:
         head = swapped.box_heads[2].fc_cls
         std = math.sqrt(2 / sum(head.weight.shape))
     else:
-        head = swapped.bbox_head.retina_cls if detector is RETINANET else swapped.box_head.fc_cls
+        head = label_branch(swapped) if detector in DENSE else swapped.box_head.fc_cls
     torch.testing.assert_close(head.bias, torch.full_like(head.bias, bias))
     assert head.weight.std().item() == pytest.approx(std, rel=0.1)
 
@@ -204,7 +210,7 @@ def test_from_backbone_with_a_configuration(family: Family, tmp_path: Path) -> N
 NORMAL = {"bbox_head": 0.01, "rpn_head": 0.01, "fc_cls": 0.01, "fc_reg": 0.001}
 
 
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN], ids=str)
+@pytest.mark.parametrize("detector", [*DENSE, MASK_RCNN], ids=str)
 @pytest.mark.parametrize("empty", [False, True], ids=["built", "from an empty state dict"])
 def test_initialisation(detector: DetectorRow, empty: bool) -> None:
     """The published distributions, and those that were meant, also of weights that a checkpoint lacks."""
@@ -214,9 +220,11 @@ def test_initialisation(detector: DetectorRow, empty: bool) -> None:
     for name, layer in model.named_modules():
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or name.startswith("backbone."):
             continue
-        first, last = -math.log(99) if name.endswith("retina_cls") else 0.0, name.rpartition(".")[2]
-        assert layer.bias is not None
-        torch.testing.assert_close(layer.bias, torch.full_like(layer.bias, first))
+        last = name.rpartition(".")[2]
+        first = -math.log(99) if last in ("retina_cls", "atss_cls", "gfl_cls") else 0.0
+        assert (layer.bias is None) == (detector in (ATSS, GFL) and name.endswith(".conv"))
+        if layer.bias is not None:
+            torch.testing.assert_close(layer.bias, torch.full_like(layer.bias, first))
         inputs, outputs = (axis * layer.weight[0, 0].numel() for axis in layer.weight.shape[1::-1])
         part = name.partition(".")[0]
         if part == "neck":
@@ -292,7 +300,8 @@ def test_output(detector: DetectorRow, backbone: str) -> None:
         assert output.pred_masks.shape == (2, 100, 28, 28)
         assert output.pred_masks.min() >= 0 and output.pred_masks.max() <= 1 and not output.pred_masks[~found].any()
     terms = {"loss_cls", "loss_bbox"}
-    terms |= {"loss_rpn_cls", "loss_rpn_bbox"} if detector is not RETINANET else set()
+    terms |= {"loss_rpn_cls", "loss_rpn_bbox"} if detector not in DENSE else set()
+    terms |= {ATSS: {"loss_centerness"}, GFL: {"loss_dfl"}}.get(detector, set())
     if detector is SPARSE_RCNN:
         terms = {f"stage{stage}_loss_{term}" for stage in range(2) for term in ("cls", "bbox", "iou")}
     terms |= {"loss_mask"} if detector is MASK_RCNN else set()
@@ -320,9 +329,16 @@ def test_raw_outputs_and_tuples(detector: DetectorRow, family: Family) -> None:
     assert len(output.attentions) == sum(model.config.backbone_config.depths)
     for weights in output.attentions:
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    if detector is RETINANET:
-        anchors = sum(9 * math.ceil(96 / stride) * math.ceil(128 / stride) for stride in model.config.strides)
-        assert output.logits.shape == (2, anchors, 5) and output.box_deltas.shape == (2, anchors, 4)
+    if detector in DENSE:
+        per_place = 9 if detector is RETINANET else 1
+        anchors = sum(per_place * math.ceil(96 / stride) * math.ceil(128 / stride) for stride in model.config.strides)
+        assert output.logits.shape == (2, anchors, 5)
+        others = {"box_deltas": (4,)} | ({"centerness": ()} if detector is ATSS else {})
+        others = {"box_distributions": (4, 17)} if detector is GFL else others
+        for name in ("box_deltas", "centerness", "box_distributions"):
+            raw = getattr(output, name)
+            assert (None if raw is None else raw.shape[2:]) == others.get(name)
+            assert raw is None or raw.shape[:2] == (2, anchors)
 
 
 @every
@@ -384,7 +400,7 @@ def test_a_batch_is_its_images(detector: DetectorRow, family: Family) -> None:
 @both
 def test_the_loss_of_a_batch_is_one_mean(detector: DetectorRow) -> None:
     """Twice the same image has the loss of one: nothing is drawn where samples are larger than what there is."""
-    fields = {} if detector is RETINANET else {"rpn_samples": 10**6, "box_samples": 10**6}
+    fields = {} if detector in DENSE else {"rpn_samples": 10**6, "box_samples": 10**6}
     model = tiny_detector(detector, **fields)
     with torch.no_grad():
         one = model(IMAGES[:1], labels=LABELS[:1]).loss_dict
@@ -393,9 +409,10 @@ def test_the_loss_of_a_batch_is_one_mean(detector: DetectorRow) -> None:
         torch.testing.assert_close(two[name], term, rtol=1e-5, atol=1e-6)
 
 
-def test_anchors_beyond_an_image_learn_nothing() -> None:
+@pytest.mark.parametrize("detector", DENSE, ids=str)
+def test_anchors_beyond_an_image_learn_nothing(detector: DetectorRow) -> None:
     """Only those up to the image's own padded size, 64 x 96 here, have a gradient."""
-    model = tiny_detector(RETINANET).train()
+    model = tiny_detector(detector).train()
     mask = torch.zeros(1, 96, 128)
     mask[:, :40, :70] = 1
     output = model(IMAGES[:1], pixel_mask=mask, labels=[objects()])
@@ -591,7 +608,7 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
         learning_rate=1.0, max_grad_norm=0, lr_scheduler_type="constant", remove_unused_columns=False, use_cpu=True,
         label_names=["labels"], eval_do_concat_batches=False, report_to=[], disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
-    fields = {} if detector is RETINANET else {"rpn_samples": 10**6, "box_samples": 10**6}
+    fields = {} if detector in DENSE else {"rpn_samples": 10**6, "box_samples": 10**6}
     model, seen = tiny_detector(detector, **fields), []
     expected = copy.deepcopy(model).train()
     data = torch.utils.data.Subset(Photographs(), [0, 0, 0, 0])
@@ -622,6 +639,17 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
         (RETINANET, {"negative_iou": 0.6}, "`negative_iou` must not exceed `positive_iou`, got 0.6 and 0.5"),
         (MASK_RCNN, {"rpn_negative_iou": 0.8}, "`rpn_negative_iou` must not exceed `rpn_positive_iou`"),
         (MASK_RCNN, {"box_stds": [0.1, 0.1]}, "`box_stds` must be four positive numbers"),
+        (ATSS, {"box_stds": [0.1, 0.1, 0.2, 0.0]}, "`box_stds` must be four positive numbers"),
+        (
+            ATSS,
+            {"anchor_ratios": [0.5, 1, 2]},
+            "AtssConfig has one square anchor at each place, got",
+        ),
+        (GFL, {"anchor_scales": [4, 8]}, "GflConfig has one square anchor at each place, got `anchor_scales` \\[4, 8"),
+        (GFL, {"fpn_hidden_size": 48}, "`fpn_hidden_size` must be a multiple of `num_groups`, got 48 and 32"),
+        (GFL, {"reg_max": 0}, "`reg_max` must be positive, got 0"),
+        (ATSS, {"assigner_candidates": 0}, "`assigner_candidates` must be positive, got 0"),
+        (GFL, {"focal_gamma": math.nan}, "`focal_gamma` must not be negative"),
         (RETINANET, {"focal_gamma": -1.0}, "`focal_gamma` must not be negative"),
         (RETINANET, {"anchor_scales": []}, "`anchor_scales` must be positive numbers, at least one"),
         (MASK_RCNN, {"anchor_ratios": [0.5, -1]}, "`anchor_ratios` must be positive numbers"),
@@ -663,7 +691,7 @@ def test_configurations(detector: DetectorRow, family: Family) -> None:
     again = detector.config.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict() and again.max_detections == 17
     assert type(again.backbone_config) is family.config
-    levels = 3 if detector is RETINANET else 4
+    levels = 3 if detector in DENSE else 4
     assert again.backbone_config.out_features == [f"stage{index}" for index in range(5 - levels, 5)]
     assert detector.model(again)(IMAGES[:1]).pred_scores is None  # fresh models train
 
