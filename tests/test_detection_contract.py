@@ -523,8 +523,8 @@ def test_ground_truth(detector: DetectorRow, case: str) -> None:
     for name, gradient in gradients(model, GROUND_TRUTH[case]()).items():
         assert gradient is not None and gradient.isfinite().all(), name
         corrects = "reg" in name or name.startswith("mask_head") or "init_proposal_bboxes" in name  # of positives
-        if detector is SPARSE_RCNN and name.startswith("neck.fpn_convs."):
-            continue  # its boxes may all be of one level
+        if detector in (SPARSE_RCNN, CASCADE_MASK_RCNN) and name.startswith("neck.fpn_convs."):
+            continue  # their boxes may all be of one level, and no coarse anchor lies inside the image
         assert not (case == "none" and corrects and gradient.any()), name
         # A bias of the keys moves all scores of a query alike: softmax cancels it.
         assert gradient.any() or "key.bias" in name or case in MAYBE_UNSEEN and corrects, name
