@@ -19,10 +19,12 @@ from .detection.configuration_sparse_rcnn import SparseRcnnConfig
 from .detection.drawing_detections import draw_detections
 from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
 from .detection.modeling_cascade_mask_rcnn import CascadeMaskRcnnForInstanceSegmentation
+from .detection.modeling_detr import DetrForObjectDetection
 from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .detection.modeling_retinanet import RetinaNetForObjectDetection
 from .detection.modeling_sparse_rcnn import SparseRcnnForObjectDetection
 from .detection.original_detectors import register_original_detectors as _register_original_detectors
+from .detection.original_detr import register_original_detr as _register_original_detr
 from .detection.published_detectors import PUBLISHED_DETECTORS, detector_config
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
@@ -66,6 +68,7 @@ __all__ = [
     "VARIANTS",
     "CascadeMaskRcnnConfig",
     "CascadeMaskRcnnForInstanceSegmentation",
+    "DetrForObjectDetection",
     "MaskRcnnConfig",
     "MaskRcnnForInstanceSegmentation",
     "P2tBackbone",
@@ -116,3 +119,4 @@ __all__ = [
 _register()
 _register_detectors()
 _register_original_detectors()
+_register_original_detr()
