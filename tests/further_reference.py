@@ -82,6 +82,11 @@ class FurtherRecorded(Recorded):
     def keys(self) -> dict[str, tuple[int, ...]]:
         return detector_keys.keys_of(self.detector, self.variant.replace("_", "-"))
 
+    def samples(self, output: Tensor, count: int) -> Tensor:
+        """At indices that PyTorch rounded, in which numpy's `linspace` differs in the last bit."""
+        index = torch.linspace(0, output.numel() - 1, count, dtype=torch.float64).long()
+        return output.contiguous().flatten()[index]
+
     def case(self, name: str) -> Case:
         """ "one", or "two": with four objects and without any."""
         batch, height, width = shape = tuple(self.tensor(f"{name}/image/size").tolist())

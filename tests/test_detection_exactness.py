@@ -108,7 +108,7 @@ def test_proposals(recorded: Recorded, model: PreTrainedModel, case: Case) -> No
     """As sets: the best 1000 after NMS."""
     with torch.inference_mode():
         levels, predictions, _ = model.encode(case.pixel_values)
-        proposals = model.rpn_head.propose(levels, predictions, case.valid, model.config.rpn_candidates)
+        proposals = model.rpn_head.propose(levels, predictions, case.valid, 1000, 1000)
     for image, boxes in enumerate(proposals):
         expected = recorded.tensor(f"{case.name}/test/image{image}/proposals")[:, :4]
         assert len(boxes) == len(expected)
@@ -130,13 +130,13 @@ def test_second_stage(recorded: Recorded, model: PreTrainedModel, case: Case) ->
             counts = levels_of(boxes[image], 4).bincount(minlength=4)
             assert counts.tolist() == recorded.tensor(f"{prefix}/levels").tolist()
             check_samples(model.pooled(levels, boxes, 7), recorded, f"{prefix}/roi_feats", TOLERANCE)
-            logits, deltas = model.box_predictions(levels, boxes)
+            logits, deltas = model.box_predictions(model.box_head, levels, boxes)
             check_samples(logits, recorded, f"{prefix}/cls_score", TOLERANCE)
             check_samples(deltas.flatten(1), recorded, f"{prefix}/bbox_pred", TOLERANCE)
             scale = torch.tensor([valid[1] / original[1], valid[0] / original[0]]).repeat(2)
             boxes = only(image, recorded.tensor(f"{prefix}/detections/boxes") * scale, len(case.valid))
             labels = recorded.tensor(f"{prefix}/detections/labels").long()
-            masks = model.mask_logits(levels, boxes, labels)
+            masks = model.mask_logits(model.mask_head, levels, boxes, labels)
             check_samples(masks, recorded, f"{prefix}/mask_logits_of_label", MASK_TOLERANCE)
             check_samples(every_label.pop(), recorded, f"{prefix}/mask_logits", MASK_TOLERANCE)
             pasted = paste_masks(masks.sigmoid(), recorded.tensor(f"{prefix}/detections/boxes"), original)

@@ -9,7 +9,7 @@ import transformers
 from detection_checks import EXACT, TOLERANCE, check_gradient_norms, check_samples
 from detection_reference import Case
 from families import PVT, perturb
-from further_reference import CASES, FurtherRecorded, recordings
+from further_reference import CASES, recordings
 from transformers import AutoModelForObjectDetection, DetrConfig, PreTrainedModel
 
 import hf_pvt

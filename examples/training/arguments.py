@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 # What weight decay leaves out unless told otherwise, "vectors" being biases and norms; and what it may leave out.
 UNDECAYED = ("vectors", "position_embeddings", "cls_token")
-DECAY_KINDS = (*UNDECAYED, "norms")
+DECAY_KINDS = (*UNDECAYED, "norms", "backbone_norms")
 
 
 # What data files end with.

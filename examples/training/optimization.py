@@ -23,7 +23,8 @@ def parameter_groups(
 
     Args:
         model: a pyramid, with or without a head.
-        without_decay: "vectors" by their one dimension, "norms" by their module's name, all others by their own.
+        without_decay: "vectors" by their one dimension, "norms" by their module's name, "backbone_norms" those of a
+            detector's pyramid, all others by their own name.
         layer_decay: the rate falls by this factor from the head to the last block, and from each block to the one
             before it (arXiv 2106.08254). A patch embedding, and what the blocks of a stage share, have the rate of the
             stage's first block, the first patch embedding one factor less; a stage's norm has its last block's.
@@ -35,6 +36,7 @@ def parameter_groups(
             kinds = {
                 "vectors" if parameter.ndim == 1 else name.rpartition(".")[2],
                 *(["norms"] if "norm" in name else []),
+                *(["backbone_norms"] if "norm" in name and name.startswith("backbone.") else []),
             }
             decays = kinds.isdisjoint(without_decay)
             key = (layer_decay ** (depth_of.head - depth_of(name)), weight_decay if decays else 0.0)

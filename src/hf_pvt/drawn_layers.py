@@ -13,6 +13,13 @@ from transformers import initialization as init
 
 
 class Drawn(nn.Module):
+    """A module that draws itself."""
+
+    def reset_parameters(self) -> None:
+        raise NotImplementedError
+
+
+class DrawnLayer(Drawn):
     """Weights that `draw` draws, and a constant bias, or one that is drawn as PyTorch does (`first_bias=None`)."""
 
     weight: Any
@@ -35,17 +42,25 @@ class Drawn(nn.Module):
             init.constant_(self.bias, self.first_bias)
 
 
-class DrawnConv2d(Drawn, nn.Conv2d):
+class DrawnConv2d(DrawnLayer, nn.Conv2d):
     """A convolution that draws itself."""
 
 
-class DrawnConvTranspose2d(Drawn, nn.ConvTranspose2d):
+class DrawnConvTranspose2d(DrawnLayer, nn.ConvTranspose2d):
     """A transposed convolution that draws itself."""
 
 
-class DrawnLinear(Drawn, nn.Linear):
+class DrawnLinear(DrawnLayer, nn.Linear):
     """A linear that draws itself."""
 
+
+class DrawnGroupNorm(DrawnLayer, nn.GroupNorm):
+    """A group norm (arXiv 1803.08494) that draws itself."""
+
+
+# With this bias every anchor or proposal is at first an object with probability 0.01, or the many backgrounds would
+# decide all (RetinaNet, arXiv 1708.02002, section 3.3).
+RARE_AT_FIRST = -math.log((1 - 0.01) / 0.01)
 
 kaiming = partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
 KaimingConv2d = partial(DrawnConv2d, draw=kaiming)

@@ -32,9 +32,9 @@ class SumOverProcesses(torch.autograd.Function):
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics, in training, are those of all processes' images together.
 
-    Segmenters and detectors train with few images per process, whose own statistics would be poor. `torch.nn.SyncBatchNorm` is the
-    same for GPUs alone (`SyncBatchNorm.convert_sync_batchnorm(model)` still works); this one runs wherever processes
-    talk to each other.
+    Segmenters and detectors train with few images per process, whose own statistics would be poor.
+    `torch.nn.SyncBatchNorm` is the same for GPUs alone (`SyncBatchNorm.convert_sync_batchnorm(model)` still works);
+    this one runs wherever processes talk to each other.
     """
 
     def forward(self, feature_map: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -10,6 +11,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..configuration_pvt_v2 import PvtV2Config
 from ..variants import CONFIG_CLASSES
+
+# A dense detector's predictions, which its output and its exported file hold, as far as it has them.
+RAW_OUTPUTS = ("logits", "box_deltas", "centerness", "box_distributions")
 
 
 @strict
@@ -34,7 +38,7 @@ class DetectorConfig(PreTrainedConfig):
     bounds: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     # What the Trainer does not gather over a whole evaluation: the raw outputs of all anchors.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict", "logits", "box_deltas"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict", *RAW_OUTPUTS]
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = self._with_levels(as_config(self.backbone_config))
@@ -92,6 +96,12 @@ class DetectorConfig(PreTrainedConfig):
                     f"`{negative}` must not exceed `{positive}`, got {getattr(self, negative)} and "
                     f"{getattr(self, positive)}."
                 )
+
+
+def check_stds(name: str, stds: Sequence[float]) -> None:
+    """Four positive numbers that a box's deltas are divided by."""
+    if len(stds) != 4 or not all(0 < std < math.inf for std in stds):
+        raise ValueError(f"`{name}` must be four positive numbers, got {list(stds)}.")
 
 
 def as_config(backbone: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

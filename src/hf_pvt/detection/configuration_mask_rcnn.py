@@ -1,10 +1,10 @@
 """Configuration of Mask R-CNN (arXiv 1703.06870) and, without masks, Faster R-CNN (arXiv 1506.01497)."""
 
-import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
+from .configuration_detector import check_stds
 from .configuration_two_stage import TwoStageConfig
 
 
@@ -78,5 +78,4 @@ class MaskRcnnConfig(TwoStageConfig):
 
     def validate_mask_rcnn(self) -> None:
         """Four positive numbers to divide by."""
-        if len(self.box_stds) != 4 or not all(0 < std < math.inf for std in self.box_stds):
-            raise ValueError(f"`box_stds` must be four positive numbers, got {list(self.box_stds)}.")
+        check_stds("box_stds", self.box_stds)

@@ -4,7 +4,6 @@ Legend: see the folder's `__init__`; here P proposals of an image, D the width, 
 convolution, S the side of a pooled map.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -12,13 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..drawn_layers import Drawn, DrawnLinear
-
-# The classifier's first bias: everything is an object with a probability of 0.01 (arXiv 1708.02002, section 3.3).
-FIRST_LOGIT = -math.log(99)
+from ..drawn_layers import RARE_AT_FIRST, DrawnLayer, DrawnLinear
 
 
-class DrawnAttention(Drawn, nn.MultiheadAttention):
+class DrawnAttention(DrawnLayer, nn.MultiheadAttention):
     """PyTorch's attention; queries, keys and values are drawn as one matrix."""
 
     def reset_parameters(self) -> None:
@@ -28,7 +24,7 @@ class DrawnAttention(Drawn, nn.MultiheadAttention):
             init.zeros_(bias)
 
 
-class DrawnLayerNorm(Drawn, nn.LayerNorm):
+class DrawnLayerNorm(DrawnLayer, nn.LayerNorm):
     """A norm that draws itself."""
 
 
@@ -74,7 +70,7 @@ class DynamicHead(nn.Module):
         )
         self.ffn_norm = LayerNorm(width)
         self.cls_fcs, self.reg_fcs = branch(width, config.num_cls_linears), branch(width, config.num_reg_linears)
-        self.fc_cls = DrawnLinear(width, config.num_labels or 0, draw=init.xavier_uniform_, first_bias=FIRST_LOGIT)
+        self.fc_cls = DrawnLinear(width, config.num_labels or 0, draw=init.xavier_uniform_, first_bias=RARE_AT_FIRST)
         self.fc_reg = XavierLinear(width, 4)
 
     def forward(self, features: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:

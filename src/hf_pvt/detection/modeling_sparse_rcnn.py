@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..drawn_layers import Drawn
+from ..drawn_layers import DrawnLayer
 from ..feature_pyramid import FeaturePyramid
 from .box_coder import decode
 from .configuration_sparse_rcnn import SparseRcnnConfig
@@ -37,7 +37,7 @@ class StageOutput(NamedTuple):
     features: Tensor
 
 
-class DrawnEmbedding(Drawn, nn.Embedding):
+class DrawnEmbedding(DrawnLayer, nn.Embedding):
     """A table that draws itself."""
 
     bias = None

@@ -8,12 +8,11 @@ Legend: see the folder's `__init__`; n boxes of all images.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .box_head import BoxHead
 from .configuration_two_stage import TwoStageConfig
 from .loss_terms import LossTerm
-from .mask_head import MaskHead, mask_loss, mask_targets
+from .mask_head import mask_loss, mask_targets
 from .modeling_detector import Detector
 from .necks import PooledNeck
 from .region_proposals import RegionProposalNetwork
@@ -41,16 +40,16 @@ class TwoStageDetector(Detector):
     def predict(self, levels: list[Tensor]) -> dict[str, Tensor]:
         return self.rpn_head(levels)
 
-    def box_predictions(self, head: BoxHead, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def box_predictions(self, head: nn.Module, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (n, K + 1), the last one the background's, and deltas (n, K, 4) of all images' boxes, in float32."""
         logits, deltas = head(self.pooled(levels, boxes, self.config.box_pool_size))
         return at_least_float32(logits), at_least_float32(deltas)
 
-    def mask_logits(self, head: MaskHead, levels: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+    def mask_logits(self, head: nn.Module, levels: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """Logits (n, 28, 28) of the masks of all images' boxes, in float32."""
         return at_least_float32(head(self.pooled(levels, boxes, self.config.mask_pool_size), labels))
 
-    def mask_loss(self, head: MaskHead, levels: list[Tensor], batch: list[RegionSamples]) -> LossTerm:
+    def mask_loss(self, head: nn.Module, levels: list[Tensor], batch: list[RegionSamples]) -> LossTerm:
         """Of the masks inside the positive boxes."""
         labels = torch.cat([image.labels for image in batch])
         logits = self.mask_logits(head, levels, [image.positive for image in batch], labels)

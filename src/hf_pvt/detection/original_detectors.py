@@ -17,19 +17,19 @@ from ..original_labels import label_fields
 from ..original_layouts import LAYOUTS, PUBLISHED, PUBLISHED_LAYOUTS, STAGES, Layout, Renames, StateDict, per_stage
 from ..variants import CONFIG_CLASSES, variant_of
 from .auto_detectors import DETECTORS
+from .configuration_dense_detector import DenseDetectorConfig
 from .configuration_detector import divided
-from .configuration_retinanet import RetinaNetConfig
 from .original_heads import HEADS, LATERAL
-from .published_detectors import PUBLISHED_DETECTORS
+from .published_detectors import drop_path_rate
 
 # Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
 DETECTOR: Renames = (
-    (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{RetinaNetConfig.backbone_levels + int(m[1])}."),
-    (r"^(neck\.(lateral|fpn)_convs\.\d+|bbox_head\.(cls|reg)_convs\.\d+|mask_head\.convs\.\d+)\.", r"\1.conv."),
+    (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{DenseDetectorConfig.backbone_levels + int(m[1])}."),
+    (r"^((neck|bbox_head)\.\w+_convs\.\d+|mask_heads?(\.\d+)?\.convs\.\d+)\.(?=weight|bias)", r"\1.conv."),
+    (r"^(bbox_head\..+)\.group_norm\.", r"\1.gn."),
     (r"^(box_heads\.\d+)\.attention\.", r"\1.attention.attn."),
     (r"^(box_heads\.\d+)\.ffn\.0\.", r"\1.ffn.layers.0.0."),
     (r"^(box_heads\.\d+)\.ffn\.2\.", r"\1.ffn.layers.1."),
-    (r"^mask_heads\.(\d+)\.convs\.(\d+)\.", r"mask_heads.\1.convs.\2.conv."),
     (r"^box_heads?\.", r"roi_head.bbox_head."),
     (r"^mask_heads?\.", r"roi_head.mask_head."),
     (r"\.shared_convs\.(\d+)\.batch_norm\.", r".shared_convs.\1.bn."),
@@ -69,9 +69,7 @@ class DetectorLayout(Layout):
 
     def backbone_fields(self, variant: str | None) -> dict[str, Any]:
         """What of the backbone the shapes do not tell; `variant` is the published one that it is."""
-        published = PUBLISHED_DETECTORS.values()
-        rates = [row.drop_path_rate for row in published if (row.model_type, row.variant) == (self.detector, variant)]
-        return {"drop_path_rate": rates[0]} if rates else {}
+        return {"drop_path_rate": drop_path_rate(variant)} if variant else {}
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,17 @@ def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
     }
 
 
+def atss_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
+    """The number of labels: each place has one anchor."""
+    return {"num_labels": shape_of(weights, layout, "bbox_head.atss_cls.weight")[0]}
+
+
+def gfl_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
+    """The number of labels, and the largest distance."""
+    outputs, sides = (shape_of(weights, layout, f"bbox_head.gfl_{kind}.weight")[0] for kind in ("cls", "reg"))
+    return {"num_labels": outputs, "reg_max": sides // 4 - 1}
+
+
 def cascade_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
     """As Mask R-CNN's, of the first stage."""
     outputs, hidden = shape_of(weights, layout, "box_heads.0.fc_cls.weight")
@@ -83,6 +94,8 @@ HEADS = {
         retinanet_fields,
     ),
     "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
+    "atss": Head("ATSS", "bbox_head.atss_cls.", ("bbox_head.atss_cls.weight",), atss_fields),
+    "gfl": Head("GFL", "bbox_head.gfl_cls.", ("bbox_head.gfl_cls.weight", "bbox_head.gfl_reg.weight"), gfl_fields),
     "cascade_mask_rcnn": Head(
         "Cascade R-CNN", "roi_head.bbox_head.0.shared_convs.", ("box_heads.0.fc_cls.weight",), cascade_fields
     ),

@@ -64,24 +64,16 @@ PUBLISHED_DETECTORS: dict[str, PublishedDetector] = {
 }
 
 
-def published_detector(model_type: str, variant: str) -> PublishedDetector:
-    """The row of a detector on a variant.
-
-    Raises:
-        ValueError: there is none; the message lists the known names.
-    """
-    if model_type not in DETECTORS:
-        raise ValueError(f"unknown detector {model_type!r}, expected one of: {', '.join(DETECTORS)}.")
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}, expected one of: {', '.join(VARIANTS)}.")
-    return next(row for row in PUBLISHED_DETECTORS.values() if (row.model_type, row.variant) == (model_type, variant))
+def drop_path_rate(variant: str) -> float:
+    """With which the authors train detectors on a variant, whichever they are."""
+    return _ROWS[variant][0]
 
 
 def detector_config(detector: str, variant: str, **overrides: Any) -> DetectorConfig:
-    """The configuration of a published detector on a variant, with COCO's 80 labels.
+    """The configuration of a detector on a variant as published, or as it would be, with COCO's 80 labels.
 
     Args:
-        detector: "retinanet" or "mask_rcnn".
+        detector: a model type, such as "retinanet".
         variant: such as "pvt-v2-b2".
         overrides: fields to set, of the detector, such as `num_labels=3` or `with_masks=False`, or, where only that has
             them, of the backbone, such as `drop_path_rate=0.2`.
@@ -89,12 +81,15 @@ def detector_config(detector: str, variant: str, **overrides: Any) -> DetectorCo
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
-    row = published_detector(detector, variant)
+    if detector not in DETECTORS:
+        raise ValueError(f"unknown detector {detector!r}, expected one of: {', '.join(DETECTORS)}.")
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}, expected one of: {', '.join(VARIANTS)}.")
     config_class: Any = DETECTORS[detector].config_class
     own, of_backbone = divided(overrides, config_class, CONFIG_CLASSES[VARIANTS[variant].model_type])
     if not {"id2label", "label2id", "num_labels"} & own.keys():
         own = coco_fields() | own
-    backbone = variant_config(variant, **{"drop_path_rate": row.drop_path_rate} | of_backbone)
+    backbone = variant_config(variant, **{"drop_path_rate": drop_path_rate(variant)} | of_backbone)
     config: DetectorConfig = config_class(**{"backbone_config": backbone} | own)
     return config
 

@@ -92,7 +92,7 @@ class RegionProposalNetwork(nn.Module):
         candidates: int,
         most: int,
     ) -> list[Tensor]:
-        """The best boxes (n, 4) of each image, the best first: `candidates` of each level, NMS within it, then `most`."""
+        """At most `most` boxes (n, 4) of each image, the best first: `candidates` of each level, then NMS within it."""
         anchors = self.anchors(levels)
         counts = [len(level) for level in anchors]
         proposals = []
