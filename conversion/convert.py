@@ -58,6 +58,11 @@ def convert(arguments: argparse.Namespace) -> None:
     arguments.source = fetched(arguments.source)
     if not is_done(arguments):
         source = read_source(arguments.source, **overrides(arguments))
+        if source.model.config.model_type == "detr":
+            raise ValueError(
+                f"{arguments.source} is a DETR, of which there is no card; open it with hf_pvt.load_original and save "
+                "it with save_pretrained: Transformers opens the folder, export_original.py leads back."
+            )
         push.check_license(pyramid_of(source.model.config).model_type, arguments)
         repo_id = arguments.push_to_hub or f"org/{arguments.output.name}"
         card = write_repository(source, arguments.output, repo_id, arguments.labels, arguments.overwrite)

@@ -1,4 +1,4 @@
-"""PVT + DETR against what MMDetection 2.13.0 computes with the published code: layout, detections, losses, gradients."""
+"""PVT + DETR against what MMDetection 2.13.0 computes with the published code, and what is its own."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def test_there_and_back(checkpoint: Path, model: PreTrainedModel) -> None:
     settings = ("dropout", "attention_dropout", "activation_dropout", "auxiliary_loss", "num_queries", "encoder_layers")
     assert [getattr(config, name) for name in settings] == [0.1, 0.1, 0.1, False, 100, 6]
     assert type(model.model.backbone.model) is hf_pvt.PvtBackbone
-    assert config.backbone_config.out_features == ["stage4"]
+    assert config.backbone_config.out_features == ["stage4"] and config.backbone_config.drop_path_rate == 0.1
+    assert config.size_divisor == 32
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]
     back = to_original(model, RECORDED.layout)
     assert back.keys() == weights.keys() and all(back[name].equal(weights[name]) for name in weights)

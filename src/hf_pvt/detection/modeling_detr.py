@@ -15,6 +15,10 @@ from transformers import DetrConfig
 from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
 from transformers.utils.generic import can_return_tuple
 
+# What of the published configuration is not Transformers' default. An image is padded to multiples of `size_divisor`,
+# which the backbone sees though the attention does not: the scripts in examples/ read it of the configuration.
+PUBLISHED_SETTINGS = {"attention_dropout": 0.1, "activation_dropout": 0.1, "size_divisor": 32}
+
 
 class DetrForObjectDetection(transformers.DetrForObjectDetection):
     """Transformers' DETR, the same in all it predicts; its loss is that of every decoder layer.

@@ -10,9 +10,9 @@ from transformers import DetrConfig, PreTrainedModel
 from ..original_checkpoints import empty_model, pyramid_fields, shape_of, valid_config
 from ..original_labels import label_fields
 from ..original_layouts import LAYOUTS, PUBLISHED_LAYOUTS, Layout, Renames, StateDict
-from ..variants import CONFIG_CLASSES
+from ..variants import CONFIG_CLASSES, VARIANTS, variant_of
 from .configuration_detector import divided
-from .modeling_detr import DetrForObjectDetection
+from .modeling_detr import PUBLISHED_SETTINGS, DetrForObjectDetection
 
 # Transformers' -> MMDetection's; the pyramid's names follow.
 HEAD: Renames = (
@@ -93,16 +93,13 @@ def empty_detr(
     backbone_class: Any = CONFIG_CLASSES[layout.model_type]
     own, of_backbone = divided(overrides, DetrConfig, backbone_class)
     needed = (SELF_ATTENTION, INPUT, QUERIES, CLASSES, *FEED_FORWARDS.values())
-    pyramid = pyramid_fields(weights, layout, of_backbone, needed, path) | {"out_features": ["stage4"]}
+    pyramid = pyramid_fields(weights, layout, of_backbone, needed, path)
+    if variant := variant_of(layout.model_type, pyramid):
+        pyramid["drop_path_rate"] = VARIANTS[variant].drop_path_rate
+    pyramid["out_features"] = ["stage4"]
     queries, width = shape_of(weights, layout, QUERIES)
     count = shape_of(weights, layout, CLASSES)[0] - 1  # without the background
-    fields: dict[str, Any] = {
-        "d_model": width,
-        "num_queries": queries,
-        "attention_dropout": 0.1,
-        "activation_dropout": 0.1,
-        "auxiliary_loss": False,
-    }
+    fields: dict[str, Any] = PUBLISHED_SETTINGS | {"d_model": width, "num_queries": queries, "auxiliary_loss": False}
     for part, feed_forward in FEED_FORWARDS.items():
         prefix = f"bbox_head.transformer.{part}.layers."
         numbers = {key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)}
