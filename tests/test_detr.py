@@ -8,8 +8,10 @@ import torch
 import transformers
 from detection_checks import EXACT, TOLERANCE, check_gradient_norms, check_samples
 from detection_reference import Case
+from export_original import export
 from families import PVT, perturb
 from further_reference import CASES, recordings
+from test_conversion import failure
 from transformers import AutoModelForObjectDetection, DetrConfig, PreTrainedModel
 
 import hf_pvt
@@ -178,6 +180,21 @@ def test_sizes_are_read_of_a_checkpoint(tmp_path: Path) -> None:
     assert loaded.num_labels == 5
     with torch.no_grad():
         assert loaded(IMAGES).logits.equal(model(IMAGES).logits)
+
+
+def test_the_way_back(tmp_path: Path) -> None:
+    """A saved folder becomes the published file again, to the bit; a card is not written, and that is said."""
+    source, folder, again = (tmp_path / name for name in ("source.pth", "saved", "again.pth"))
+    names = tuple("abcde")
+    expected = to_original(tiny(), RECORDED.layout)
+    torch.save({"meta": {"CLASSES": names}, "state_dict": expected}, source)
+    hf_pvt.load_original(source, num_attention_heads=(1, 2, 3, 4)).save_pretrained(folder)
+    export(folder, again)
+    content = torch.load(again, weights_only=True)
+    assert content["meta"] == {"CLASSES": names} and content["state_dict"].keys() == expected.keys()
+    assert all(content["state_dict"][name].equal(weight) for name, weight in expected.items())
+    assert "saved is a DETR, of which there is no card; open it with" in failure(folder, tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
 
 
 def test_what_is_refused(checkpoint: Path, tmp_path: Path) -> None:
