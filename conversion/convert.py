@@ -3,7 +3,7 @@
     python conversion/convert.py pvt_v2_b2.pth out/pvt-v2-b2 [--push-to-hub org/pvt-v2-b2]
     python conversion/convert.py --all checkpoints/ out/
 
-The source is a published PVT, PVTv2 or P2T checkpoint, MMSegmentation's Semantic FPN, MMDetection's RetinaNet or R-CNN,
+The source is a published PVT, PVTv2 or P2T checkpoint, MMSegmentation's Semantic FPN, MMDetection's detectors,
 timm's PVTv2 (file or folder), or a folder, or a repository on the Hub, that Transformers or hf_pvt has saved. The
 result holds model.safetensors, config.json, preprocessor_config.json, the card, example images, and the code where
 Transformers lacks the class.

@@ -1,7 +1,7 @@
 """Published detectors for `load_original`: what their checkpoints call the weights, and what the shapes tell.
 
-The sources are MMDetection 2's RetinaNet, Mask R-CNN and Faster R-CNN on the authors' pyramids, and the same on the PVT
-and PVTv2 that MMDetection has itself.
+The sources are MMDetection 2's detectors on the authors' pyramids, and the same on the PVT and PVTv2 that MMDetection
+has itself.
 """
 
 import os
