@@ -1,5 +1,6 @@
 """PVT + DETR against what MMDetection 2.13.0 computes with the published code, and what is its own."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,10 @@ def test_outputs(model: PreTrainedModel, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_losses_and_gradients(model: PreTrainedModel, name: str) -> None:
+def test_losses_and_gradients(model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every term of every layer, in float64, and what the sum does to the weights."""
     case = RECORDED.case(name)
+    monkeypatch.setattr(torch, "ones", partial(torch.ones, dtype=torch.float64))  # Transformers' weights of the labels
     model.double().zero_grad()
     output = model(case.pixel_values.double(), case.pixel_mask, labels=labels_of(case))
     total = RECORDED.tensor(f"{name}/loss/total").item()
@@ -151,6 +153,14 @@ def test_tuples_and_hidden_states() -> None:
         loss, *_ = model(IMAGES, labels=LABELS, return_dict=False)
     assert len(output.decoder_hidden_states) >= 2 and output.encoder_hidden_states is not None
     assert loss.equal(output.loss)
+
+
+def test_half_precision() -> None:
+    """Matching and losses are computed in float32."""
+    expected = tiny()(IMAGES, labels=LABELS).loss
+    loss = tiny().bfloat16()(IMAGES.bfloat16(), labels=LABELS).loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
 
 
 def test_every_parameter_learns() -> None:

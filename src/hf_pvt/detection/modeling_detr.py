@@ -15,6 +15,8 @@ from transformers import DetrConfig
 from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
 from transformers.utils.generic import can_return_tuple
 
+from .roi_pooling import at_least_float32
+
 # What of the published configuration is not Transformers' default. An image is padded to multiples of `size_divisor`,
 # which the backbone sees though the attention does not: the scripts in examples/ read it of the configuration.
 PUBLISHED_SETTINGS = {"attention_dropout": 0.1, "activation_dropout": 0.1, "size_divisor": 32}
@@ -69,7 +71,8 @@ class DetrForObjectDetection(transformers.DetrForObjectDetection):
             return outputs
         layers = torch.stack(outputs.decoder_hidden_states[-self.config.decoder_layers :])  # (layers, B, queries, D)
         states = self.model.decoder.layernorm(layers)
-        logits, boxes = self.class_labels_classifier(states), self.bbox_predictor(states).sigmoid()
+        logits = at_least_float32(self.class_labels_classifier(states))
+        boxes = at_least_float32(self.bbox_predictor(states).sigmoid())
         with_layers = copy.copy(self.config)
         with_layers.auxiliary_loss = True
         outputs.loss, outputs.loss_dict, outputs.auxiliary_outputs = self.loss_function(
