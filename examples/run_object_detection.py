@@ -74,6 +74,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "coco-1x": COCO,
     # 36 epochs of images of several sizes; published are those of Mask R-CNN and four further detectors on PVTv2-B2.
     "coco-3x": COCO | {"num_train_epochs": 36.0, "drops": [27 / 36, 33 / 36]},
+    # DETR on PVT-Small: 50 epochs without a warm-up.
+    "coco-50e": COCO | {"num_train_epochs": 50.0, "warmup_steps": 0, "drops": [33 / 50]},
     # Ours, for small data sets: what was learnt before moves slowly, and images without objects are learnt from.
     "finetune": {
         "num_train_epochs": 50.0,
@@ -115,7 +117,9 @@ Architecture = Literal[
 class DetectionArguments:
     """Model, augmentation and evaluation. What is None is the recipe's."""
 
-    recipe: Literal["finetune", "coco-1x", "coco-3x"] = flag("Values of the flags that are not given.", "finetune")
+    recipe: Literal["finetune", "coco-1x", "coco-3x", "coco-50e"] = flag(
+        "Values of the flags that are not given.", "finetune"
+    )
     model_name_or_path: str | None = flag("A detector to start from: a Hub id, a folder, a published .pth.")
     architecture: Architecture | None = flag(
         "A new detector, on --from_backbone; the last three are Transformers' own."

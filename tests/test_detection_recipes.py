@@ -1,5 +1,6 @@
 """The published schedules, number by number, and the detectors that training starts from."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import reference
 import run_object_detection as script
 import torch
+import transformers
 from accelerate import PartialState
 from families import DETECTORS, RETINANET, WITH_MASKS, DetectorRow, tiny_detector
 from torch import nn
@@ -266,6 +268,41 @@ def test_what_no_detector_starts_from(classifier: Path, tmp_path: Path) -> None:
         open_detector(str(tmp_path / "part"), None, None, NAMES, seed=0)
 
 
+def test_detr_as_published(classifier: Path, tmp_path: Path) -> None:
+    """50 epochs without a warm-up, a tenth of the rate in the backbone, the losses of every layer; then fine-tuning."""
+    model = open_detector(None, "detr", str(classifier), NAMES, seed=0)
+    rates, recipe = schedule(model.config, "coco-50e", 16), coco_recipe(model.config, "coco-50e")
+    assert rates.total_steps == 50 * STEPS_PER_EPOCH
+    for epoch, rate in ((0, 1e-4), (32.99, 1e-4), (33, 1e-5), (49.99, 1e-5)):
+        assert rates(int(epoch * STEPS_PER_EPOCH)) == pytest.approx(rate), epoch
+    flags = {"weight_decay": 1e-4, "without_decay": ["none"], "max_grad_norm": 0.1, "random_crop": 0.0}
+    assert recipe.flags() == flags | {"scale_lowest": 640 / 800, "backbone_rate": 0.1}
+    with pytest.raises(ValueError, match=r"nothing is published of retinanet under coco-50e; take --recipe coco-1x\.$"):
+        coco_recipe(hf_pvt.detector_config("retinanet", "pvt-small"), "coco-50e")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 1e-4, without_decay=["none"], backbone_rate=0.1)
+    assert {group["lr_scale"] for group in groups} == {0.1, 1.0} and {group["weight_decay"] for group in groups} == {
+        1e-4
+    }
+    for group in groups:
+        inside = {"model.backbone." in names[id(parameter)] for parameter in group["params"]}
+        assert inside == {group["lr_scale"] == 0.1}
+    with pytest.raises(ValueError, match=r"^--backbone_rate is for a detector's backbone, which a Linear is not on\.$"):
+        parameter_groups(torch.nn.Linear(1, 1), 0.0, backbone_rate=0.1)
+    assert type(model) is hf_pvt.DetrForObjectDetection
+    assert (model.config.attention_dropout, model.config.activation_dropout, model.config.size_divisor) == (
+        0.1,
+        0.1,
+        32,
+    )
+    model.save_pretrained(tmp_path)
+    assert type(open_detector(str(tmp_path), None, None, NAMES, seed=0)) is hf_pvt.DetrForObjectDetection
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auxiliary_loss": True}))  # another network
+    other = open_detector(str(tmp_path), None, None, NAMES, seed=0)
+    assert type(other) is transformers.DetrForObjectDetection and other.config.auxiliary_loss
+
+
 @pytest.mark.parametrize("architecture", ["detr", "deformable_detr"])
 def test_transformers_own_detectors(architecture: str, classifier: Path) -> None:
     """The pyramid's weights are the checkpoint's; its blocks alone have lower rates; nothing is published of them."""
@@ -279,9 +316,8 @@ def test_transformers_own_detectors(architecture: str, classifier: Path) -> None
     for group in parameter_groups(model, 0.05, layer_decay=0.5):
         inside = {names[id(parameter)].startswith("model.backbone.model.") for parameter in group["params"]}
         assert inside == {group["lr_scale"] < 1}
-    with pytest.raises(
-        ValueError, match=rf"nothing is published of {architecture} under coco-1x; leave --recipe out\."
-    ):
+    instead = {"detr": "take --recipe coco-50e", "deformable_detr": "leave --recipe out"}[architecture]
+    with pytest.raises(ValueError, match=rf"nothing is published of {architecture} under coco-1x; {instead}\.$"):
         coco_recipe(model.config, "coco-1x")
     with pytest.raises(ValueError, match=rf"{architecture} has no masks; leave --with_masks out"):
         open_detector(None, architecture, "pvt-v2-b0", NAMES, seed=0, with_masks=True)

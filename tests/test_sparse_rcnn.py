@@ -258,7 +258,8 @@ def test_sizes_are_read_of_a_checkpoint(tmp_path: Path) -> None:
     model = tiny_detector(SPARSE_RCNN, **sizes)
     layout = next(layout for layout in DETECTOR_LAYOUTS if layout.source.endswith("Sparse R-CNN on published PVTv2"))
     torch.save({"state_dict": to_original(model, layout)}, tmp_path / "detector.pth")
-    loaded = hf_pvt.load_original(tmp_path / "detector.pth", num_attention_heads=4)
+    heads = {"proposal_attention_heads": 4, "num_attention_heads": model.config.backbone_config.num_attention_heads}
+    loaded = hf_pvt.load_original(tmp_path / "detector.pth", **heads)
     assert {name: getattr(loaded.config, name) for name in sizes} == sizes
     assert loaded.config.max_detections == 11
     loaded.config.max_detections = model.config.max_detections

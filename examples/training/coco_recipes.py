@@ -6,7 +6,8 @@ From the authors' configurations for MMDetection 2, where they are one file for 
 from dataclasses import dataclass
 from typing import Any
 
-from hf_pvt.detection.configuration_detector import DetectorConfig
+from transformers import PreTrainedConfig
+
 from hf_pvt.variants import variant_of
 
 
@@ -21,10 +22,11 @@ class CocoRecipe:
     max_grad_norm: float | None = None
     scale_lowest: float = 1.0
     random_crop: float = 0.0
+    backbone_rate: float = 1.0
 
     def flags(self) -> dict[str, Any]:
         """Those of the script, but for the rate, which follows the batch."""
-        others = ("weight_decay", "max_grad_norm", "scale_lowest", "random_crop")
+        others = ("weight_decay", "max_grad_norm", "scale_lowest", "random_crop", "backbone_rate")
         return {name: getattr(self, name) for name in others} | {"without_decay": list(self.without_decay)}
 
 
@@ -43,6 +45,9 @@ RECIPES: dict[tuple[str, str], CocoRecipe] = {
     ("atss", "coco-3x"): DECOUPLED,
     ("gfl", "coco-3x"): DECOUPLED,
     ("sparse_rcnn", "coco-3x"): CocoRecipe(2.5e-5, max_grad_norm=1.0, **SEVERAL_SCALES),
+    # On PVT-Small. Unlike the published run: Transformers' initial weights are normal with 0.02, not Xavier's; images
+    # are evaluated as its DetrImageProcessor resizes them, not as cv2, and boxes are not clipped to them.
+    ("detr", "coco-50e"): CocoRecipe(1e-4, max_grad_norm=0.1, scale_lowest=640 / 800, backbone_rate=0.1),
 }
 OF_VARIANTS: dict[tuple[str, str], dict[str, CocoRecipe]] = {
     ("retinanet", "coco-1x"): dict.fromkeys(("pvt-v2-b4", "pvt-v2-b5"), CocoRecipe(1e-4 / SMALL_BATCH, batch=8)),
@@ -60,7 +65,7 @@ OF_VARIANTS: dict[tuple[str, str], dict[str, CocoRecipe]] = {
 }
 
 
-def coco_recipe(config: DetectorConfig, schedule: str) -> CocoRecipe:
+def coco_recipe(config: PreTrainedConfig, schedule: str) -> CocoRecipe:
     """The recipe of a detector; on a backbone that is none of the published variants the detector's usual one.
 
     RetinaNet has no published "coco-3x"; it takes its rates of "coco-1x", on images of 640 to 800 pixels, which is

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import hf_pvt
 from hf_pvt.detection.auto_detectors import DETECTORS
@@ -21,7 +21,7 @@ from hf_pvt.variants import variant_of
 
 from .models import check_path
 from .order import Purpose, derived_seed
-from .query_detectors import STAGES, query_detector
+from .query_detectors import STAGES, opener, query_detector
 
 logger = get_logger(__name__)
 
@@ -105,7 +105,7 @@ def _opened(start: str, fields: dict[str, Any]) -> PreTrainedModel:
         for name, value in fields.items():
             for part in parts_with(name, config):
                 setattr(part, name, value)
-        model, report = AutoModelForObjectDetection.from_pretrained(
+        model, report = opener(config).from_pretrained(
             start, config=config, dtype=torch.float32, output_loading_info=True
         )
         missing = report["missing_keys"]

@@ -22,11 +22,13 @@ from .detection.drawing_detections import draw_detections
 from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
 from .detection.modeling_atss import AtssForObjectDetection
 from .detection.modeling_cascade_mask_rcnn import CascadeMaskRcnnForInstanceSegmentation
+from .detection.modeling_detr import DetrForObjectDetection
 from .detection.modeling_gfl import GflForObjectDetection
 from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .detection.modeling_retinanet import RetinaNetForObjectDetection
 from .detection.modeling_sparse_rcnn import SparseRcnnForObjectDetection
 from .detection.original_detectors import register_original_detectors as _register_original_detectors
+from .detection.original_detr import register_original_detr as _register_original_detr
 from .detection.published_detectors import PUBLISHED_DETECTORS, detector_config
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
@@ -72,6 +74,7 @@ __all__ = [
     "AtssForObjectDetection",
     "CascadeMaskRcnnConfig",
     "CascadeMaskRcnnForInstanceSegmentation",
+    "DetrForObjectDetection",
     "GflConfig",
     "GflForObjectDetection",
     "MaskRcnnConfig",
@@ -124,3 +127,4 @@ __all__ = [
 _register()
 _register_detectors()
 _register_original_detectors()
+_register_original_detr()

@@ -9,19 +9,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..drawn_layers import RARE_AT_FIRST, DrawnLayer, DrawnLinear
 
 
-class DrawnAttention(DrawnLayer, nn.MultiheadAttention):
-    """PyTorch's attention; queries, keys and values are drawn as one matrix."""
+class ProposalAttention(nn.Module):
+    """Attention between the proposals' features; queries, keys and values are one matrix, and are drawn as one."""
 
-    def reset_parameters(self) -> None:
-        for weight in (self.in_proj_weight, self.out_proj.weight):
-            self.draw(weight)
-        for bias in (self.in_proj_bias, self.out_proj.bias):
-            init.zeros_(bias)
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj = DrawnLinear(width, 3 * width, draw=init.xavier_uniform_)
+        self.out_proj = DrawnLinear(width, width, draw=init.xavier_uniform_)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, P, D) -> (B, P, D)."""
+        of_heads = self.in_proj(features).unflatten(2, (3, self.heads, -1))  # (B, P, 3, heads, D / heads)
+        attended = F.scaled_dot_product_attention(*of_heads.permute(2, 0, 3, 1, 4))  # (B, heads, P, D / heads)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 class DrawnLayerNorm(DrawnLayer, nn.LayerNorm):
@@ -59,9 +66,7 @@ class DynamicHead(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         width = config.fpn_hidden_size
-        self.attention = DrawnAttention(
-            width, config.proposal_attention_heads, batch_first=True, draw=init.xavier_uniform_
-        )
+        self.attention = ProposalAttention(width, config.proposal_attention_heads)
         self.attention_norm = LayerNorm(width)
         self.instance_interactive_conv = DynamicConvolution(width, config.dynamic_hidden_size, config.box_pool_size)
         self.instance_interactive_conv_norm = LayerNorm(width)
@@ -75,8 +80,7 @@ class DynamicHead(nn.Module):
 
     def forward(self, features: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, P, D) and pooled maps (B*P, D, S, S) -> logits (B, P, K), deltas (B, P, 4), features."""
-        attended, _ = self.attention(features, features, features, need_weights=False)
-        features = self.attention_norm(features + attended)
+        features = self.attention_norm(features + self.attention(features))
         answers = self.instance_interactive_conv(features.flatten(0, 1), pooled).view_as(features)
         features = self.instance_interactive_conv_norm(features + answers)
         features = self.ffn_norm(features + self.ffn(features))

@@ -48,7 +48,7 @@ class DetectorOutput(ModelOutput):
     pred_boxes: (B, D, 4), centre x, centre y, width and height as shares of the image's size inside its padding.
     pred_masks: (B, D, 28, 28), probabilities of the label's mask inside the box.
     logits, box_deltas, centerness, box_distributions: a dense detector's raw outputs (B, A, K), (B, A, 4), (B, A) and
-        (B, A, 4, distances), level after level, as far as it has them.
+        (B, A, 4 * distances), side after side; level after level, as far as it has them.
 
     In training there are no detections.
     """

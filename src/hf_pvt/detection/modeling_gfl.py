@@ -63,11 +63,10 @@ class GflHead(AdaptiveHead):
         self.integral = Integral(config.reg_max)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Levels (B, D, H_i, W_i) -> logits (B, A, K) and those of distances (B, A, 4, M + 1), level after level."""
+        """Levels (B, D, H_i, W_i) -> logits (B, A, K) and those of distances (B, A, 4*(M + 1)), level after level."""
         logits = every_anchor([self.gfl_cls(self.cls_convs(level)) for level in levels], self.num_labels)
         towers = [self.reg_convs(level) for level in levels]
-        distributions = self.scaled(self.gfl_reg, towers, self.gfl_reg.out_channels)
-        return logits, distributions.unflatten(2, (4, -1))
+        return logits, self.scaled(self.gfl_reg, towers, self.gfl_reg.out_channels)
 
 
 class GflForObjectDetection(AdaptiveDetector):
@@ -85,7 +84,7 @@ class GflForObjectDetection(AdaptiveDetector):
 
     def boxes(self, anchors: Tensor, predictions: Predictions, size: Size | None) -> Tensor:
         """From the anchors' centres (n, 2) a distance to each side."""
-        distances = self.bbox_head.integral(predictions["box_distributions"]) * self.strides_of(anchors)
+        distances = self.bbox_head.integral(by_side(predictions)) * self.strides_of(anchors)
         centres = centres_of(anchors)
         boxes = torch.cat((centres - distances[:, :2], centres + distances[:, 2:]), dim=1)
         return boxes if size is None else torchvision_ops.clip_boxes_to_image(boxes, size)
@@ -105,7 +104,7 @@ class GflForObjectDetection(AdaptiveDetector):
             distances.append((torchvision_ops.generalized_box_iou_loss(boxes, image.boxes) * weight).sum())
             centres = centres_of(anchors)
             wanted = torch.cat((centres - image.boxes[:, :2], image.boxes[:, 2:] - centres), dim=1)  # (p, 4)
-            cross = distribution_focal_loss(own["box_distributions"], wanted / self.strides_of(anchors))
+            cross = distribution_focal_loss(by_side(own), wanted / self.strides_of(anchors))
             entropies.append((cross.mean(dim=1) * weight).sum())
             weights.append(weight.sum())
             quality = torch.zeros_like(logits)  # (A, K)
@@ -117,6 +116,11 @@ class GflForObjectDetection(AdaptiveDetector):
             "loss_bbox": LossTerm(BOX_WEIGHT * torch.stack(distances).sum(), sure, least=1),
             "loss_dfl": LossTerm(DISTRIBUTION_WEIGHT * torch.stack(entropies).sum(), sure, least=1),
         }
+
+
+def by_side(predictions: Predictions) -> Tensor:
+    """The logits (n, 4, M + 1) of distances to the left, the top, the right and the bottom."""
+    return predictions["box_distributions"].unflatten(1, (4, -1))
 
 
 def overlaps(boxes: Tensor, others: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Published detectors for `load_original`: what their checkpoints call the weights, and what the shapes tell.
 
-The sources are MMDetection 2's RetinaNet, Mask R-CNN and Faster R-CNN on the authors' pyramids, and the same on the PVT
-and PVTv2 that MMDetection has itself.
+The sources are MMDetection 2's detectors on the authors' pyramids, and the same on the PVT and PVTv2 that MMDetection
+has itself.
 """
 
 import os
@@ -27,7 +27,8 @@ DETECTOR: Renames = (
     (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{DenseDetectorConfig.backbone_levels + int(m[1])}."),
     (r"^((neck|bbox_head)\.\w+_convs\.\d+|mask_heads?(\.\d+)?\.convs\.\d+)\.(?=weight|bias)", r"\1.conv."),
     (r"^(bbox_head\..+)\.group_norm\.", r"\1.gn."),
-    (r"^(box_heads\.\d+)\.attention\.", r"\1.attention.attn."),
+    (r"^(box_heads\.\d+)\.attention\.in_proj\.", r"\1.attention.attn.in_proj_"),
+    (r"^(box_heads\.\d+)\.attention\.out_proj\.", r"\1.attention.attn.out_proj."),
     (r"^(box_heads\.\d+)\.ffn\.0\.", r"\1.ffn.layers.0.0."),
     (r"^(box_heads\.\d+)\.ffn\.2\.", r"\1.ffn.layers.1."),
     (r"^box_heads?\.", r"roi_head.bbox_head."),

@@ -13,7 +13,7 @@ Size = tuple[int, int]  # height, width
 
 # How far, in shares of the image, a box that was clipped may seem to reach over it. Sparse R-CNN's are not clipped, as
 # published, and reach over it indeed.
-ROUNDING = 1e-6
+ROUNDING = 1e-5
 
 
 class DetectionPostProcessing:

@@ -1,7 +1,7 @@
 """The published detectors: which variant in which detector, its size, and the precision that the authors report.
 
 This table is the only place for these numbers, as `VARIANTS` is for the pyramids'. Average precisions on COCO val2017
-are reported in the authors' repositories (12 epochs of training), not measured here.
+are reported in the authors' repositories (12 or 36 epochs of training), not measured here.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,14 @@ class PublishedDetector:
     variant: str
     drop_path_rate: float
     parameters: int  # with COCO's 80 labels
-    gmacs_800x1280: float  # of Mask R-CNN with 1,000 proposals and 100 masks
+    gmacs_800x1280: float  # of the R-CNNs with 1,000 proposals and 100 masks, of the sparse one with its 300
     box_ap_reported: float  # COCO val2017, %
     mask_ap_reported: float | None = None
+
+    @property
+    def schedule(self) -> str:
+        """How long they were trained: "1x" are 12 epochs, "3x" are 36."""
+        return "3x" if self.model_type in _FURTHER else "1x"
 
     @property
     def name(self) -> str:
@@ -55,18 +60,35 @@ _ROWS: dict[str, tuple[float, tuple[int, float, float], tuple[int, float, float,
     "p2t-large": (0.3, (64_413_748, 471.23, 47.2), (74_036_272, 489.70, 48.3, 43.5)),
 }
 
-PUBLISHED_DETECTORS: dict[str, PublishedDetector] = {
-    row.name: row
-    for row in (
-        *(PublishedDetector("retinanet", variant, rate, *facts) for variant, (rate, facts, _) in _ROWS.items()),
-        *(PublishedDetector("mask_rcnn", variant, rate, *facts) for variant, (rate, _, facts) in _ROWS.items()),
-    )
+# Detector: variant: parameters, GMACs, box AP, and mask AP where there are masks.
+_FURTHER: dict[str, dict[str, tuple[int, float, float] | tuple[int, float, float, float]]] = {
+    "atss": {"pvt-v2-b2-li": (30_156_058, 194.0, 48.9), "pvt-v2-b2": (32_965_402, 257.0, 49.9)},
+    "gfl": {"pvt-v2-b2-li": (30_301_273, 197.0, 49.2), "pvt-v2-b2": (33_110_617, 260.0, 50.2)},
+    "cascade_mask_rcnn": {
+        "pvt-v2-b2-li": (80_043_122, 724.0, 50.9, 44.0),
+        "pvt-v2-b2": (82_852_466, 787.0, 51.1, 44.4),
+    },
+    "sparse_rcnn": {"pvt-v2-b2-li": (104_154_472, 151.0, 48.9), "pvt-v2-b2": (106_963_816, 214.0, 50.1)},
 }
 
 
 def drop_path_rate(variant: str) -> float:
     """With which the authors train detectors on a variant, whichever they are."""
     return _ROWS[variant][0]
+
+
+PUBLISHED_DETECTORS: dict[str, PublishedDetector] = {
+    row.name: row
+    for row in (
+        *(PublishedDetector("retinanet", variant, rate, *facts) for variant, (rate, facts, _) in _ROWS.items()),
+        *(PublishedDetector("mask_rcnn", variant, rate, *facts) for variant, (rate, _, facts) in _ROWS.items()),
+        *(
+            PublishedDetector(detector, variant, drop_path_rate(variant), *facts)
+            for detector, variants in _FURTHER.items()
+            for variant, facts in variants.items()
+        ),
+    )
+}
 
 
 def detector_config(detector: str, variant: str, **overrides: Any) -> DetectorConfig:
