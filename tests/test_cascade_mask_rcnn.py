@@ -25,14 +25,16 @@ from detection_checks import (
     matched,
 )
 from detection_reference import Case
+from families import CASCADE_MASK_RCNN, tiny_detector
 from further_reference import CASES, FurtherRecorded
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_pvt.detection.anchors import Anchors, base_anchors
 from hf_pvt.detection.ground_truth import GroundTruth, ground_truth
 from hf_pvt.detection.mask_pasting import paste_masks
 from hf_pvt.detection.samplers import RandomSampler
+from hf_pvt.synchronized_batch_norm import SynchronizedBatchNorm2d
 
 PAIRS = further_reference.recordings("cascade_mask_rcnn")
 # What takes seconds runs on one variant: the heads are the same.
@@ -279,3 +281,10 @@ def test_proposal_losses_of_a_batch(
     for name, term in model.rpn_head.losses(levels, predictions, objects, case.valid).items():
         expected = recorded.tensor(f"{case.name}/rpn/loss/{name}").sum()
         assert (term.total / term.number - expected).abs() < TOLERANCE * expected, name
+
+
+def test_statistics_are_of_all_processes() -> None:
+    """In training; `test_segmentation` compares them with those of one process."""
+    model = tiny_detector(CASCADE_MASK_RCNN)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 3 and all(type(norm) is SynchronizedBatchNorm2d for norm in norms)
