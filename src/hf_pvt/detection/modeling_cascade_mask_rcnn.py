@@ -22,9 +22,8 @@ from .loss_terms import LossTerm
 from .mask_head import MaskHead
 from .modeling_two_stage_detector import TwoStageDetector
 from .region_proposals import RegionProposalNetwork
-from .region_samples import RegionSamples, sample_regions
+from .region_samples import RegionSamples
 from .roi_pooling import at_least_float32
-from .samplers import RandomSampler
 from .suppression import Detections, detect
 from .torchvision_ops import torchvision_ops
 
@@ -52,15 +51,17 @@ class CascadeMaskRcnnForInstanceSegmentation(TwoStageDetector):
     config_class = CascadeMaskRcnnConfig
 
     def build_heads(self) -> None:
+        super().build_heads()
         config, stages = self.config, range(self.config.num_stages)
-        self.rpn_head = CascadeRegionProposals(config)
         self.box_heads = nn.ModuleList(ConvolvedBoxHead(config) for _ in stages)
         if config.with_masks:
             # As run by MMDetection 2.13, which meant to draw them as Mask R-CNN's.
             self.mask_heads = nn.ModuleList(MaskHead(config, draw=pytorch_draw, first_bias=None) for _ in stages)
         # Other than in Mask R-CNN no object takes a box that overlaps another one more.
         self.assigners = [IoUAssigner(overlap, overlap, least=float("inf")) for overlap in config.stage_positive_ious]
-        self.sample = RandomSampler(config.box_samples, positive_share=0.25)
+
+    def build_proposals(self) -> CascadeRegionProposals:
+        return CascadeRegionProposals(self.config)
 
     def losses(
         self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
@@ -73,10 +74,7 @@ class CascadeMaskRcnnForInstanceSegmentation(TwoStageDetector):
         )
         levels = self.poolable(levels)
         for stage, weight in enumerate(config.stage_loss_weights):
-            batch = [
-                sample_regions(some, truth, self.assigners[stage], self.sample)
-                for some, truth in zip(boxes, objects, strict=True)
-            ]
+            batch = self.sampled(boxes, objects, self.assigners[stage])
             logits, deltas = self.box_predictions(self.box_heads[stage], levels, [image.boxes for image in batch])
             terms = self.box_losses(stage, logits, deltas, batch)
             if config.with_masks:

@@ -15,8 +15,7 @@ from .ground_truth import GroundTruth, Size
 from .loss_terms import LossTerm
 from .mask_head import MaskHead
 from .modeling_two_stage_detector import TwoStageDetector
-from .region_samples import RegionSamples, sample_regions
-from .samplers import RandomSampler
+from .region_samples import RegionSamples
 from .suppression import Detections, detect
 
 
@@ -34,7 +33,6 @@ class MaskRcnnForInstanceSegmentation(TwoStageDetector):
             self.mask_head = MaskHead(config)
         # A box whose best proposal is good enough takes it even from a better matching box, as published.
         self.assign = IoUAssigner(config.box_positive_iou, config.box_positive_iou, least=config.box_positive_iou)
-        self.sample = RandomSampler(config.box_samples, positive_share=0.25)
 
     def losses(
         self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
@@ -45,10 +43,7 @@ class MaskRcnnForInstanceSegmentation(TwoStageDetector):
         proposals = self.rpn_head.propose(
             levels, predictions, sizes, config.rpn_training_candidates, config.max_proposals
         )
-        batch = [
-            sample_regions(boxes, truth, self.assign, self.sample)
-            for boxes, truth in zip(proposals, objects, strict=True)
-        ]
+        batch = self.sampled(proposals, objects, self.assign)
         levels = self.poolable(levels)
         losses |= self.box_losses(levels, batch)
         if config.with_masks:

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .assigners import IoUAssigner
 from .configuration_two_stage import TwoStageConfig
+from .ground_truth import GroundTruth
 from .loss_terms import LossTerm
 from .mask_head import mask_loss, mask_targets
 from .modeling_detector import Detector
 from .necks import PooledNeck
 from .region_proposals import RegionProposalNetwork
-from .region_samples import RegionSamples
+from .region_samples import RegionSamples, sample_regions
 from .roi_pooling import at_least_float32, pool_boxes
+from .samplers import RandomSampler
 
 
 class TwoStageDetector(Detector):
@@ -31,7 +34,11 @@ class TwoStageDetector(Detector):
         return PooledNeck(channels, self.config.fpn_hidden_size)
 
     def build_heads(self) -> None:
-        self.rpn_head = RegionProposalNetwork(self.config)
+        self.rpn_head = self.build_proposals()
+        self.sample = RandomSampler(self.config.box_samples, positive_share=0.25)
+
+    def build_proposals(self) -> RegionProposalNetwork:
+        return RegionProposalNetwork(self.config)
 
     @property
     def has_masks(self) -> bool:
@@ -39,6 +46,10 @@ class TwoStageDetector(Detector):
 
     def predict(self, levels: list[Tensor]) -> dict[str, Tensor]:
         return self.rpn_head(levels)
+
+    def sampled(self, boxes: list[Tensor], objects: list[GroundTruth], assign: IoUAssigner) -> list[RegionSamples]:
+        """The boxes in the loss, of each image's (n, 4)."""
+        return [sample_regions(some, truth, assign, self.sample) for some, truth in zip(boxes, objects, strict=True)]
 
     def box_predictions(self, head: nn.Module, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (n, K + 1), the last one the background's, and deltas (n, K, 4) of all images' boxes, in float32."""

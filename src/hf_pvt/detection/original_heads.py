@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..original_checkpoints import shape_of
@@ -28,14 +29,14 @@ def retinanet_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
     return {"num_labels": outputs // max(boxes // 4, 1)}
 
 
-def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels, without the background, and whether there are masks."""
-    outputs, hidden = shape_of(weights, layout, "box_head.fc_cls.weight")
-    mask_head = layout.name("mask_head.")
+def region_fields(box_head: str, mask_head: str, weights: StateDict, layout: Layout) -> dict[str, Any]:
+    """The number of labels, without the background, and whether there are masks, of heads (ours) of these names."""
+    outputs, hidden = shape_of(weights, layout, f"{box_head}.fc_cls.weight")
+    masks = layout.name(f"{mask_head}.")
     return {
         "num_labels": outputs - 1,
         "box_hidden_size": hidden,
-        "with_masks": any(key.startswith(mask_head) for key in weights),
+        "with_masks": any(key.startswith(masks) for key in weights),
     }
 
 
@@ -48,17 +49,6 @@ def gfl_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
     """The number of labels, and the largest distance."""
     outputs, sides = (shape_of(weights, layout, f"bbox_head.gfl_{kind}.weight")[0] for kind in ("cls", "reg"))
     return {"num_labels": outputs, "reg_max": sides // 4 - 1}
-
-
-def cascade_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """As Mask R-CNN's, of the first stage."""
-    outputs, hidden = shape_of(weights, layout, "box_heads.0.fc_cls.weight")
-    mask_heads = layout.name("mask_heads.")
-    return {
-        "num_labels": outputs - 1,
-        "box_hidden_size": hidden,
-        "with_masks": any(key.startswith(mask_heads) for key in weights),
-    }
 
 
 def sparse_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
@@ -93,11 +83,19 @@ HEADS = {
         ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"),
         retinanet_fields,
     ),
-    "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
+    "mask_rcnn": Head(
+        "R-CNN",
+        "roi_head.bbox_head.fc_cls.",
+        ("box_head.fc_cls.weight",),
+        partial(region_fields, "box_head", "mask_head"),
+    ),
     "atss": Head("ATSS", "bbox_head.atss_cls.", ("bbox_head.atss_cls.weight",), atss_fields),
     "gfl": Head("GFL", "bbox_head.gfl_cls.", ("bbox_head.gfl_cls.weight", "bbox_head.gfl_reg.weight"), gfl_fields),
     "cascade_mask_rcnn": Head(
-        "Cascade R-CNN", "roi_head.bbox_head.0.shared_convs.", ("box_heads.0.fc_cls.weight",), cascade_fields
+        "Cascade R-CNN",
+        "roi_head.bbox_head.0.shared_convs.",
+        ("box_heads.0.fc_cls.weight",),
+        partial(region_fields, "box_heads.0", "mask_heads"),
     ),
     "sparse_rcnn": Head(
         "Sparse R-CNN",
