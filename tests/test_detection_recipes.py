@@ -111,7 +111,7 @@ def test_recipes_of_the_further_detectors(
     for epoch, factor in ((1, 1), (26.99, 1), (27, 0.1), (32.99, 0.1), (33, 0.01), (35.99, 0.01)):
         assert rates(int(epoch * STEPS_PER_EPOCH)) == pytest.approx(rate * factor), epoch
     flags = {"weight_decay": decay, "without_decay": [without], "max_grad_norm": clip}
-    assert recipe.flags() == flags | {"scale_lowest": 480 / 800, "random_crop": 0.5}
+    assert recipe.flags() == flags | {"scale_lowest": 480 / 800, "random_crop": 0.5, "backbone_rate": 1.0}
     assert config.backbone_config.drop_path_rate == 0.1
     with pytest.raises(ValueError, match=rf"nothing is published of {detector} under coco-1x; take --recipe coco-3x\."):
         coco_recipe(config, "coco-1x")
