@@ -79,7 +79,7 @@ def test_rates_of_the_long_schedule() -> None:
     assert rates.total_steps == 36 * STEPS_PER_EPOCH
     for epoch, rate in ((1, 1e-4), (26.99, 1e-4), (27, 1e-5), (32.99, 1e-5), (33, 1e-6), (35.99, 1e-6)):
         assert rates(int(epoch * STEPS_PER_EPOCH)) == pytest.approx(rate), epoch
-    assert (recipe.weight_decay, recipe.without_decay, recipe.max_grad_norm) == (0.05, ("norms",), None)
+    assert (recipe.weight_decay, recipe.without_decay, recipe.max_grad_norm) == (0.05, ("backbone_norms",), None)
     assert (recipe.scale_lowest, recipe.random_crop) == (480 / 800, 0.5)
     usual = coco_recipe(hf_pvt.detector_config("retinanet", "pvt-v2-b2"), "coco-3x")
     assert (usual.learning_rate, usual.scale_lowest, usual.random_crop) == (1e-4, 640 / 800, 0.0)
