@@ -25,16 +25,20 @@ from detection_checks import (
     matched,
 )
 from detection_reference import Case
+from families import CASCADE_MASK_RCNN, tiny_detector
 from further_reference import CASES, FurtherRecorded
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_pvt.detection.anchors import Anchors, base_anchors
 from hf_pvt.detection.ground_truth import GroundTruth, ground_truth
 from hf_pvt.detection.mask_pasting import paste_masks
 from hf_pvt.detection.samplers import RandomSampler
+from hf_pvt.synchronized_batch_norm import SynchronizedBatchNorm2d
 
 PAIRS = further_reference.recordings("cascade_mask_rcnn")
+# What takes seconds runs on one variant: the heads are the same.
+of_b0 = pytest.mark.parametrize("recorded", PAIRS[:1], ids=str, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=str)
@@ -81,9 +85,6 @@ def test_anchors(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) 
     check_samples(torch.cat(anchors), recorded, f"{prefix}/all", EXACT)
     base = [base_anchors(stride, config.anchor_scales, config.anchor_ratios) for stride in config.strides]
     torch.testing.assert_close(torch.stack(base), recorded.tensor(f"{prefix}/base"), rtol=1e-6, atol=0)
-
-
-of_b0 = pytest.mark.parametrize("recorded", PAIRS[:1], ids=str, indirect=True, scope="module")
 
 
 @contextmanager
@@ -159,6 +160,7 @@ def check_masks(output: Any, recorded: FurtherRecorded, case: Case, prefix: str)
         assert (bits != pasted[:3].flatten(1).numpy()).sum(axis=1).max() <= 2
 
 
+@of_b0
 def test_mask_heads(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
     """All labels' logits of each stage in the recorded boxes."""
     prefix, rois = f"{case.name}/fixed", recorded.tensor(f"{case.name}/fixed/mask_rois")
@@ -173,6 +175,7 @@ def test_mask_heads(recorded: FurtherRecorded, model: PreTrainedModel, case: Cas
             check_samples(every_label[0], recorded, f"{prefix}/stage{stage}/mask_logits", 5 * TOLERANCE)
 
 
+@of_b0
 def test_with_its_own_proposals(recorded: FurtherRecorded, model: PreTrainedModel) -> None:
     case = recorded.case("one")
     with torch.inference_mode():
@@ -217,6 +220,7 @@ def losses_of(
     return model(case.pixel_values.to(model.dtype), case.pixel_mask, case.labels), sampler.counts
 
 
+@of_b0
 @torch.no_grad()
 @pytest.mark.parametrize("training", ["one/fixed", "two/fixed"])
 def test_losses_of_stages(
@@ -277,3 +281,10 @@ def test_proposal_losses_of_a_batch(
     for name, term in model.rpn_head.losses(levels, predictions, objects, case.valid).items():
         expected = recorded.tensor(f"{case.name}/rpn/loss/{name}").sum()
         assert (term.total / term.number - expected).abs() < TOLERANCE * expected, name
+
+
+def test_statistics_are_of_all_processes() -> None:
+    """In training; `test_segmentation` compares them with those of one process."""
+    model = tiny_detector(CASCADE_MASK_RCNN)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 3 and all(type(norm) is SynchronizedBatchNorm2d for norm in norms)

@@ -93,8 +93,8 @@ class CascadeMaskRcnnConfig(TwoStageConfig):
 
     rpn_smooth_l1_beta: float | int = 1 / 9
     max_training_proposals: int = 2000
-    stage_positive_ious: list[float] | tuple[float, ...] = (0.5, 0.6, 0.7)
-    stage_box_stds: list[list[float]] | tuple[tuple[float, ...], ...] = (
+    stage_positive_ious: list[float | int] | tuple[float | int, ...] = (0.5, 0.6, 0.7)
+    stage_box_stds: list[list[float | int]] | tuple[tuple[float | int, ...], ...] = (
         (0.1, 0.1, 0.2, 0.2),
         (0.05, 0.05, 0.1, 0.1),
         (0.033, 0.033, 0.067, 0.067),

@@ -24,6 +24,7 @@ from ..feature_pyramid import FeaturePyramid
 from ..input_channels import InputChannelsMixin
 from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
+from ..synchronized_batch_norm import SynchronizedBatchNorm2d
 from .configuration_detector import RAW_OUTPUTS, DetectorConfig, divided
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
 from .loss_terms import LossTerm, means
@@ -282,3 +283,5 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
         """Neck and heads draw themselves; the backbone draws its own."""
         if isinstance(module, Drawn):
             module.reset_parameters()
+        elif isinstance(module, SynchronizedBatchNorm2d):
+            super()._init_weights(module)
