@@ -1,4 +1,4 @@
-"""PVT + DETR against what MMDetection 2.13.0 computes with the published code: layout, detections, losses, gradients."""
+"""PVT + DETR against what MMDetection 2.13.0 computes with the published code: detections, losses, gradients."""
 
 from pathlib import Path
 from typing import Any
