@@ -181,7 +181,7 @@ def test_from_backbone(detector: DetectorRow, role: str, family: Family, tmp_pat
     torch.manual_seed(0)
     source = getattr(family, role)(family.tiny_config(depths=(1, 1, 1, 1))).to(torch.bfloat16)
     source.save_pretrained(tmp_path)
-    model = detector.model.from_backbone(tmp_path, num_labels=3, fpn_hidden_size=32)
+    model = detector.model.from_backbone(tmp_path, num_labels=3, fpn_hidden_size=64)
     theirs = (source if role in ("model", "backbone") else source.base_model).state_dict()
     ours = model.backbone.state_dict()
     assert ours.keys() <= theirs.keys()  # PVT has a class token
@@ -648,7 +648,12 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
             "AtssConfig has one square anchor at each place, got",
         ),
         (GFL, {"anchor_scales": [4, 8]}, "GflConfig has one square anchor at each place, got `anchor_scales` \\[4, 8"),
-        (GFL, {"fpn_hidden_size": 48}, "`fpn_hidden_size` must be a multiple of `num_groups`, got 48 and 32"),
+        (
+            GFL,
+            {"fpn_hidden_size": 48},
+            "`fpn_hidden_size` must be twice `num_groups` or .*, got 48 and 32",
+        ),
+        (ATSS, {"fpn_hidden_size": 32}, "`fpn_hidden_size` must be twice `num_groups` or .*, got 32 and 32"),
         (GFL, {"reg_max": 0}, "`reg_max` must be positive, got 0"),
         (ATSS, {"assigner_candidates": 0}, "`assigner_candidates` must be positive, got 0"),
         (GFL, {"focal_gamma": math.nan}, "`focal_gamma` must not be negative"),

@@ -99,8 +99,9 @@ AUTHORS_COUNTS = {
 
 @pytest.mark.parametrize("name", AUTHORS_COUNTS)
 def test_gmacs_are_near_the_papers(name: str) -> None:
-    """Those of PVTv2, whose counter took in norms and some additions as well."""
-    assert PUBLISHED_DETECTORS[name].gmacs_800x1280 == pytest.approx(AUTHORS_COUNTS[name], rel=0.01)
+    """Those of PVTv2, whose counter took in norms and some additions, but no products of dynamic convolutions."""
+    unseen = 6 * 300 * 49 * 2 * 256 * 64 / 1e9 if "sparse" in name else 0
+    assert PUBLISHED_DETECTORS[name].gmacs_800x1280 - unseen == pytest.approx(AUTHORS_COUNTS[name], rel=0.005)
 
 
 @pytest.mark.parametrize("detector", ON_ALL_VARIANTS)
@@ -145,8 +146,8 @@ def test_names_that_are_unknown() -> None:
 TINY_HEADS: dict[str, dict[str, Any]] = {
     "retinanet": {},
     "mask_rcnn": {"box_hidden_size": 24},
-    "atss": {"fpn_hidden_size": 32},
-    "gfl": {"fpn_hidden_size": 32, "reg_max": 5},
+    "atss": {"fpn_hidden_size": 64},
+    "gfl": {"fpn_hidden_size": 64, "reg_max": 5},
     "cascade_mask_rcnn": {"box_hidden_size": 24},
     "sparse_rcnn": {
         "num_stages": 2,

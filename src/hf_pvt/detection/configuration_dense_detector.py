@@ -57,8 +57,8 @@ class AdaptiveDetectorConfig(DenseDetectorConfig):
                 f"{type(self).__name__} has one square anchor at each place, got `anchor_scales` "
                 f"{list(self.anchor_scales)} and `anchor_ratios` {list(self.anchor_ratios)}."
             )
-        if self.fpn_hidden_size % self.num_groups:
-            raise ValueError(
-                f"`fpn_hidden_size` must be a multiple of `num_groups`, got {self.fpn_hidden_size} and "
-                f"{self.num_groups}."
+        if self.fpn_hidden_size % self.num_groups or self.fpn_hidden_size == self.num_groups:
+            raise ValueError(  # a single channel at a single place would have nothing to be normalised by
+                "`fpn_hidden_size` must be twice `num_groups` or another multiple of it, got "
+                f"{self.fpn_hidden_size} and {self.num_groups}."
             )

@@ -125,7 +125,7 @@ def as_config(backbone: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedC
 
 
 def divided(
-    overrides: dict[str, Any], detector: type[DetectorConfig], backbone: type[PreTrainedConfig]
+    overrides: dict[str, Any], detector: type[PreTrainedConfig], backbone: type[PreTrainedConfig]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fields of the detector, and those that only its backbone has."""
     of_backbone = {field.name for field in fields(backbone)} - {field.name for field in fields(detector)}

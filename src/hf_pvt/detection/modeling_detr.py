@@ -75,9 +75,10 @@ class DetrForObjectDetection(transformers.DetrForObjectDetection):
         boxes = at_least_float32(self.bbox_predictor(states).sigmoid())
         with_layers = copy.copy(self.config)
         with_layers.auxiliary_loss = True
-        outputs.loss, outputs.loss_dict, outputs.auxiliary_outputs = self.loss_function(
+        loss, terms, layer_outputs = self.loss_function(
             logits[-1], labels, self.device, boxes[-1], with_layers, logits, boxes
         )
+        found = dict(outputs) | {"loss": loss, "loss_dict": terms, "auxiliary_outputs": layer_outputs}
         if not output_hidden_states:
-            outputs.encoder_hidden_states = outputs.decoder_hidden_states = None
-        return outputs
+            found |= {"encoder_hidden_states": None, "decoder_hidden_states": None}
+        return DetrObjectDetectionOutput(**found)

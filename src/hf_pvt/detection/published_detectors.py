@@ -62,13 +62,13 @@ _ROWS: dict[str, tuple[float, tuple[int, float, float], tuple[int, float, float,
 
 # Detector: variant: parameters, GMACs, box AP, and mask AP where there are masks.
 _FURTHER: dict[str, dict[str, tuple[int, float, float] | tuple[int, float, float, float]]] = {
-    "atss": {"pvt-v2-b2-li": (30_156_058, 194.0, 48.9), "pvt-v2-b2": (32_965_402, 257.0, 49.9)},
-    "gfl": {"pvt-v2-b2-li": (30_301_273, 197.0, 49.2), "pvt-v2-b2": (33_110_617, 260.0, 50.2)},
+    "atss": {"pvt-v2-b2-li": (30_156_058, 193.52, 48.9), "pvt-v2-b2": (32_965_402, 257.04, 49.9)},
+    "gfl": {"pvt-v2-b2-li": (30_301_273, 196.62, 49.2), "pvt-v2-b2": (33_110_617, 260.13, 50.2)},
     "cascade_mask_rcnn": {
-        "pvt-v2-b2-li": (80_043_122, 724.0, 50.9, 44.0),
-        "pvt-v2-b2": (82_852_466, 787.0, 51.1, 44.4),
+        "pvt-v2-b2-li": (80_043_122, 723.46, 50.9, 44.0),
+        "pvt-v2-b2": (82_852_466, 786.97, 51.1, 44.4),
     },
-    "sparse_rcnn": {"pvt-v2-b2-li": (104_154_472, 151.0, 48.9), "pvt-v2-b2": (106_963_816, 214.0, 50.1)},
+    "sparse_rcnn": {"pvt-v2-b2-li": (104_154_472, 154.22, 48.9), "pvt-v2-b2": (106_963_816, 217.73, 50.1)},
 }
 
 
