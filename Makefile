@@ -44,7 +44,7 @@ readme: $(VENV)/test.installed  ## render the tables of the README from the vari
 cards: $(VENV)/test.installed  ## render the model cards from their template and the variants
 	$(BIN)/python conversion/card.py
 
-verify: $(VENV)/test.installed  ## convert all 60 published checkpoints, there and back, and write the table
+verify: $(VENV)/test.installed  ## convert all 68 published checkpoints, there and back, and write the table
 	$(BIN)/python tests/verify_conversions.py
 
 benchmark: $(VENV)/test.installed  ## time forward passes against the peers, packed models, and the detectors; leave the machine idle

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
+from hf_pvt.detection.auto_detectors import DETECTORS
+from hf_pvt.detection.published_detectors import PublishedDetector
 
 from . import detection, forward, serving, training_memory
 from .forward import RESULTS
@@ -28,18 +30,34 @@ def variants_table() -> str:
 
 
 def detectors_table() -> str:
-    """All published detectors, a variant a line."""
+    """RetinaNet and Mask R-CNN, published on all variants, a variant a line."""
     header = ["variant", "RetinaNet: parameters, M", "GMACs at 1280x800", "box AP, % (reported)"]
     header += ["Mask R-CNN: parameters, M", "GMACs at 1280x800", "box AP / mask AP, % (reported)"]
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for name in VARIANTS:
-        rows = [row for row in PUBLISHED_DETECTORS.values() if row.variant == name]
+        rows = [row for row in PUBLISHED_DETECTORS.values() if row.variant == name and row.schedule == "1x"]
         cells = [f"`{name}`"]
         for row in sorted(rows, key=lambda row: row.mask_ap_reported is not None):  # RetinaNet first
-            precision = f"{row.box_ap_reported:.1f}"
-            precision += "" if row.mask_ap_reported is None else f" / {row.mask_ap_reported:.1f}"
-            cells += [f"{row.parameters / 1e6:.1f}", f"{row.gmacs_800x1280:.0f}", precision]
+            cells += detector_cells(row)
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def detector_cells(row: PublishedDetector) -> list[str]:
+    """Parameters, GMACs, and the reported precision."""
+    precision = f"{row.box_ap_reported:.1f}"
+    precision += "" if row.mask_ap_reported is None else f" / {row.mask_ap_reported:.1f}"
+    return [f"{row.parameters / 1e6:.1f}", f"{row.gmacs_800x1280:.0f}", precision]
+
+
+def further_detectors_table() -> str:
+    """The others, published on two variants, one a line."""
+    header = ["detector", "variant", "parameters, M", "GMACs at 1280x800", "box AP / mask AP, % (reported)"]
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    for row in PUBLISHED_DETECTORS.values():
+        if row.schedule == "3x":
+            cells = [DETECTORS[row.model_type].__name__, row.variant]
+            lines.append(f"| {' | '.join([*(f'`{cell}`' for cell in cells), *detector_cells(row)])} |")
     return "\n".join(lines)
 
 
@@ -94,6 +112,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {
         "variants": variants_table,
         "detectors": detectors_table,
+        "further-detectors": further_detectors_table,
         "measure": measure_commands,
         "forward": forward_table,
         "serving": serving_table,

@@ -27,7 +27,15 @@ from hf_pvt.variants import WEIGHTS_LICENSES, VariantConfig
 CARDS = Path(__file__).parent.parent / "model_cards"
 PROJECT = "https://github.com/org/hf_pvt"
 FAMILIES = {"pvt": "Pvt", "pvt_v2": "PvtV2", "p2t": "P2t"}
-DETECTOR_NAMES = {"retinanet": "RetinaNet", "mask_rcnn": "Faster R-CNN"}  # without masks
+DETECTOR_NAMES = {
+    "retinanet": "RetinaNet",
+    "mask_rcnn": "Mask R-CNN",
+    "atss": "ATSS",
+    "gfl": "GFL",
+    "cascade_mask_rcnn": "Cascade Mask R-CNN",
+    "sparse_rcnn": "Sparse R-CNN",
+}
+WITHOUT_MASKS = {"mask_rcnn": "Faster R-CNN", "cascade_mask_rcnn": "Cascade R-CNN"}
 FAMILY_NAMES = {"pvt": "PVT", "pvt_v2": "PVTv2", "p2t": "P2T"}
 
 
@@ -87,8 +95,10 @@ class Card:
         """The published detector that the architecture is, None for any other."""
         if self.variant is None or not isinstance(self.config, DetectorConfig):
             return None
-        row = PUBLISHED_DETECTORS[f"{self.config.model_type.replace('_', '-')}-{self.variant}"]
-        return None if self.task == "detection" and row.mask_ap_reported is not None else row  # Faster R-CNN
+        row = PUBLISHED_DETECTORS.get(f"{self.config.model_type.replace('_', '-')}-{self.variant}")
+        if row is not None and self.task == "detection" and row.mask_ap_reported is not None:
+            return None  # Faster R-CNN
+        return row
 
     @property
     def reported(self) -> tuple[float, ...]:
@@ -205,12 +215,15 @@ class Card:
     def description(self) -> str:
         """The first sentence."""
         variant = f"the published variant {self.variant}" if self.variant else "an architecture of its own"
-        labels = self.config.num_labels
+        labels, model_type = self.config.num_labels, self.config.model_type
+        detector = DETECTOR_NAMES.get(model_type)
+        if self.task == "detection":
+            detector = WITHOUT_MASKS.get(model_type, detector)
         kind = {
             "classification": f"an image classifier for {labels:,} labels",
             "segmentation": f"a semantic segmenter (Semantic FPN) for {labels:,} labels",
-            "detection": f"an object detector ({DETECTOR_NAMES.get(self.config.model_type)}) for {labels:,} labels",
-            "instance-segmentation": f"an instance segmenter (Mask R-CNN) for {labels:,} labels",
+            "detection": f"an object detector ({detector}) for {labels:,} labels",
+            "instance-segmentation": f"an instance segmenter ({detector}) for {labels:,} labels",
             "features": "a feature extractor without a head",
         }[self.task]
         trained = f", trained on {TASKS[self.task].dataset.title}" if self.benchmark else ""
@@ -255,7 +268,8 @@ class Card:
         """The file of the published checkpoint."""
         name = (self.variant or self.name).replace("-", "_")
         if isinstance(self.config, DetectorConfig):
-            return f"{self.config.model_type}_{name}_fpn_1x_coco.pth"
+            schedule = self.detector.schedule if self.detector else "1x"
+            return f"{self.config.model_type}_{name}_fpn_{schedule}_coco.pth"
         return f"fpn_{name}_ade20k.pth" if self.task == "segmentation" else f"{name}.pth"
 
     def limitations(self) -> str:

@@ -3,7 +3,7 @@
     python conversion/convert.py pvt_v2_b2.pth out/pvt-v2-b2 [--push-to-hub org/pvt-v2-b2]
     python conversion/convert.py --all checkpoints/ out/
 
-The source is a published PVT, PVTv2 or P2T checkpoint, MMSegmentation's Semantic FPN, MMDetection's RetinaNet or R-CNN,
+The source is a published PVT, PVTv2 or P2T checkpoint, MMSegmentation's Semantic FPN, MMDetection's detectors,
 timm's PVTv2 (file or folder), or a folder, or a repository on the Hub, that Transformers or hf_pvt has saved. The
 result holds model.safetensors, config.json, preprocessor_config.json, the card, example images, and the code where
 Transformers lacks the class.
@@ -58,6 +58,11 @@ def convert(arguments: argparse.Namespace) -> None:
     arguments.source = fetched(arguments.source)
     if not is_done(arguments):
         source = read_source(arguments.source, **overrides(arguments))
+        if source.model.config.model_type == "detr":
+            raise ValueError(
+                f"{arguments.source} is a DETR, of which there is no card; open it with hf_pvt.load_original and save "
+                "it with save_pretrained: Transformers opens the folder, export_original.py leads back."
+            )
         push.check_license(pyramid_of(source.model.config).model_type, arguments)
         repo_id = arguments.push_to_hub or f"org/{arguments.output.name}"
         card = write_repository(source, arguments.output, repo_id, arguments.labels, arguments.overwrite)

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS, DetectorLayout
+from hf_pvt.detection.original_detr import DETR_LAYOUTS, DetrLayout
 from hf_pvt.original_layouts import LAYOUTS, PUBLISHED_LAYOUTS, Layout, StateDict, to_original
 
 
@@ -85,13 +86,14 @@ def layout_of(folder: Path, model: PreTrainedModel) -> Layout:
     if hasattr(model, "decode_head"):
         published = (layout for layout in LAYOUTS if layout.is_segmentation)
     elif pyramid_of(model.config) is not model.config:
-        published = (layout for layout in DETECTOR_LAYOUTS if layout.detector == model.config.model_type)
+        detectors = (*DETECTOR_LAYOUTS, *DETR_LAYOUTS)
+        published = (layout for layout in detectors if layout.detector == model.config.model_type)
     return next(layout for layout in published if layout.model_type == pyramid_of(model.config).model_type)
 
 
 def content(model: PreTrainedModel, layout: Layout, weights: StateDict) -> dict[str, Any]:
     """What the file holds: bare weights, or with the names, and the colours, of a segmenter's or detector's labels."""
-    if not (layout.is_segmentation or isinstance(layout, DetectorLayout)):
+    if not (layout.is_segmentation or isinstance(layout, DetectorLayout | DetrLayout)):
         return weights
     config = model.config
     meta: dict[str, Any] = {"CLASSES": tuple(config.id2label[label] for label in range(config.num_labels))}

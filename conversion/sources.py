@@ -19,6 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_pvt.auto import AUTO_CLASSES
 from hf_pvt.checkpoint_files import checkpoint_file, read_checkpoint
 from hf_pvt.detection.auto_detectors import DETECTORS
+from hf_pvt.detection.modeling_detr import DetrForObjectDetection
 from hf_pvt.original_checkpoints import build_model, recognise_layout
 from hf_pvt.original_layouts import StateDict
 from hf_pvt.variants import CONFIG_CLASSES
@@ -114,7 +115,11 @@ def _read_folder(path: Path) -> Source:
     architecture = (content.get("architectures") or ["none"])[0]
     classes: dict[str, Any] = {
         model.__name__: model
-        for model in (*(model for family in AUTO_CLASSES.values() for model in family.values()), *DETECTORS.values())
+        for model in (
+            *(model for family in AUTO_CLASSES.values() for model in family.values()),
+            *DETECTORS.values(),
+            DetrForObjectDetection,
+        )
     }
     if architecture not in classes:
         raise ValueError(

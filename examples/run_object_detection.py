@@ -1,4 +1,4 @@
-"""Train or fine-tune RetinaNet or Mask R-CNN on PVT, PVTv2 or P2T, from a laptop to many nodes.
+"""Train or fine-tune detectors such as RetinaNet or Mask R-CNN on PVT, PVTv2 or P2T, from a laptop to many nodes.
 
     python examples/run_object_detection.py --train_dir cells --train_val_split 0.1 \
         --architecture retinanet --from_backbone me/pvt-v2-b2 --output_dir out/cells
@@ -72,8 +72,10 @@ COCO: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     # PVT, section 5.2, PVTv2, section 4.2, and P2T, section 4.3: MMDetection's schedule of 12 epochs.
     "coco-1x": COCO,
-    # 36 epochs of images of several sizes; published are those of Mask R-CNN on PVTv2-B2.
+    # 36 epochs of images of several sizes; published are those of Mask R-CNN and four further detectors on PVTv2-B2.
     "coco-3x": COCO | {"num_train_epochs": 36.0, "drops": [27 / 36, 33 / 36]},
+    # DETR on PVT-Small: 50 epochs without a warm-up.
+    "coco-50e": COCO | {"num_train_epochs": 50.0, "warmup_steps": 0, "drops": [33 / 50]},
     # Ours, for small data sets: what was learnt before moves slowly, and images without objects are learnt from.
     "finetune": {
         "num_train_epochs": 50.0,
@@ -98,20 +100,36 @@ WARMUP_START = 0.001
 # Images with a shorter side below are not trained on, as published, where images without objects are not.
 SMALLEST_SIDE = 32
 
+Architecture = Literal[
+    "retinanet",
+    "mask_rcnn",
+    "cascade_mask_rcnn",
+    "atss",
+    "gfl",
+    "sparse_rcnn",
+    "detr",
+    "conditional_detr",
+    "deformable_detr",
+]
+
 
 @dataclass
 class DetectionArguments:
     """Model, augmentation and evaluation. What is None is the recipe's."""
 
-    recipe: Literal["finetune", "coco-1x", "coco-3x"] = flag("Values of the flags that are not given.", "finetune")
+    recipe: Literal["finetune", "coco-1x", "coco-3x", "coco-50e"] = flag(
+        "Values of the flags that are not given.", "finetune"
+    )
     model_name_or_path: str | None = flag("A detector to start from: a Hub id, a folder, a published .pth.")
-    architecture: Literal["retinanet", "mask_rcnn", "detr", "conditional_detr", "deformable_detr"] | None = flag(
+    architecture: Architecture | None = flag(
         "A new detector, on --from_backbone; the last three are Transformers' own."
     )
     from_backbone: str | None = flag(
         "Its pyramid: a Hub id, a folder or a published .pth; or a variant such as pvt-v2-b0, from scratch."
     )
-    with_masks: bool | None = flag("Whether Mask R-CNN learns masks; without them it is Faster R-CNN. Default: yes.")
+    with_masks: bool | None = flag(
+        "Whether Mask R-CNN, or Cascade Mask R-CNN, learns masks; without them it is Faster R-CNN. Default: yes."
+    )
     shorter_side: int = flag("Pixels to which the shorter side is scaled.", 800)
     longer_side: int = flag("The longer side stays at most this.", 1333)
     learning_rate_at_16: float | None = flag("Without --learning_rate: this times the global batch / 16.")

@@ -88,6 +88,10 @@ class Recorded:
         )
         return detector_keys.published_keys(row)
 
+    def samples(self, output: Tensor, count: int) -> Tensor:
+        """The values of an output at the flat indices of the recorded ones."""
+        return reference.samples(output, count)
+
     @property
     def layout(self) -> Layout:
         return recognise_layout(detector_keys.without_values(self.keys), str(self))

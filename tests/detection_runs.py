@@ -1,6 +1,7 @@
 """Small runs of examples/run_object_detection.py, in this process or others."""
 
 import contextlib
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -26,6 +27,17 @@ SCRIPT = Path(script.__file__)
 SIDE = 64
 FIRST_ID = 3  # of COCO's categories, which are not labels: its ids neither start at 0 nor follow each other
 NAMES = [f"digit {digit}" for digit in range(10)]
+# What detectors have few of, as far as they have it.
+FEW = {
+    "num_head_convs": 1,
+    "num_box_convs": 1,
+    "num_mask_convs": 1,
+    "box_hidden_size": 32,
+    "max_proposals": 40,
+    "max_training_proposals": 40,
+    "box_samples": 32,
+    "rpn_samples": 64,
+}
 
 
 def annotated_scenes(root: Path, training: int, validation: int, one_name: bool = False) -> Path:
@@ -86,10 +98,8 @@ def detector(
         hidden_sizes=hidden_sizes, depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 4, 4), drop_path_rate=0.0
     )
     quick = {"fpn_hidden_size": 16, "id2label": dict(enumerate(NAMES)), "label2id": {n: i for i, n in enumerate(NAMES)}}
-    if kind is RETINANET:
-        quick |= {"num_head_convs": 1}
-    else:
-        quick |= {"box_hidden_size": 32, "num_mask_convs": 1, "max_proposals": 40, "box_samples": 32, "rpn_samples": 64}
+    own = {field.name for field in dataclasses.fields(kind.config)}  # type: ignore[arg-type]
+    quick |= {name: value for name, value in FEW.items() if name in own}
     torch.manual_seed(0)
     model = kind.model(kind.config(backbone_config=backbone, **(kind.fields | quick | overrides)))
     if sure and kind is RETINANET:

@@ -21,15 +21,21 @@ def _read(name: str) -> dict[str, dict[str, list[int]]]:
     return content
 
 
-def _head_keys(row: PublishedDetector) -> Shapes:
-    widths = "-".join(str(width) for width in hf_pvt.VARIANTS[row.variant].hidden_sizes)
-    return {key: tuple(shape) for key, shape in _read("keys.json")[f"{row.model_type}.{widths}"].items()}
+def _head_keys(model_type: str, variant: str) -> Shapes:
+    widths = "-".join(str(width) for width in hf_pvt.VARIANTS[variant].hidden_sizes)
+    return {key: tuple(shape) for key, shape in _read("keys.json")[f"{model_type}.{widths}"].items()}
+
+
+def keys_of(model_type: str, variant: str) -> Shapes:
+    """The authors' detector on their pyramid, which is as in MMSegmentation's checkpoint, but for P2T's classifier."""
+    pyramid = reference.segmentation_keys()[variant].items()
+    heads = _head_keys(model_type, variant)
+    return {key: shape for key, shape in pyramid if re.match(r"backbone\.(?!head\.)", key)} | heads
 
 
 def published_keys(row: PublishedDetector) -> Shapes:
-    """The authors' checkpoint; its pyramid is as in MMSegmentation's, but for P2T's classifier."""
-    pyramid = reference.segmentation_keys()[row.variant].items()
-    return {key: shape for key, shape in pyramid if re.match(r"backbone\.(?!head\.)", key)} | _head_keys(row)
+    """The authors' checkpoint."""
+    return keys_of(row.model_type, row.variant)
 
 
 def with_own_pyramid() -> list[str]:
@@ -40,7 +46,7 @@ def with_own_pyramid() -> list[str]:
 def own_keys(row: PublishedDetector) -> Shapes:
     """MMDetection's own checkpoint."""
     pyramid = _read("own_pyramid_keys.json")[row.variant.replace("-", "_")].items()
-    return {key: tuple(shape) for key, shape in pyramid} | _head_keys(row)
+    return {key: tuple(shape) for key, shape in pyramid} | _head_keys(row.model_type, row.variant)
 
 
 def without_values(keys: Shapes) -> dict[str, Tensor]:

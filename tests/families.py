@@ -104,11 +104,41 @@ class DetectorRow:
 
 TINY_DETECTOR: dict[str, Any] = {"fpn_hidden_size": 32, "num_labels": 5}
 RETINANET = DetectorRow("retinanet", hf_pvt.RetinaNetConfig, hf_pvt.RetinaNetForObjectDetection)
+FEW = {"num_groups": 8, "num_head_convs": 2}
+ATSS = DetectorRow("atss", hf_pvt.AtssConfig, hf_pvt.AtssForObjectDetection, FEW)
+GFL = DetectorRow("gfl", hf_pvt.GflConfig, hf_pvt.GflForObjectDetection, FEW)
+DENSE = (RETINANET, ATSS, GFL)
 MASK_RCNN = DetectorRow(
     "mask_rcnn", hf_pvt.MaskRcnnConfig, hf_pvt.MaskRcnnForInstanceSegmentation, {"box_hidden_size": 64}
 )
 FASTER_RCNN = DetectorRow("faster_rcnn", MASK_RCNN.config, MASK_RCNN.model, MASK_RCNN.fields | {"with_masks": False})
-DETECTORS = (RETINANET, MASK_RCNN, FASTER_RCNN)
+CASCADE_MASK_RCNN = DetectorRow(
+    "cascade_mask_rcnn",
+    hf_pvt.CascadeMaskRcnnConfig,
+    hf_pvt.CascadeMaskRcnnForInstanceSegmentation,
+    {
+        "box_hidden_size": 64,
+        "num_box_convs": 1,
+        "num_mask_convs": 1,
+        "max_proposals": 200,
+        "max_training_proposals": 300,
+    },
+)
+SPARSE_RCNN = DetectorRow(
+    "sparse_rcnn",
+    hf_pvt.SparseRcnnConfig,
+    hf_pvt.SparseRcnnForObjectDetection,
+    {
+        "num_proposals": 25,
+        "num_stages": 2,
+        "proposal_attention_heads": 4,
+        "dynamic_hidden_size": 8,
+        "feed_forward_size": 64,
+        "max_detections": 100,
+    },
+)
+DETECTORS = (*DENSE, MASK_RCNN, FASTER_RCNN, CASCADE_MASK_RCNN, SPARSE_RCNN)
+WITH_MASKS = (MASK_RCNN, CASCADE_MASK_RCNN)
 
 # What a detector stands on: ours, and Transformers' own.
 BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
@@ -123,9 +153,15 @@ def tiny_detector(detector: DetectorRow, backbone: str = "pvt_v2", **overrides: 
     torch.manual_seed(0)
     model = detector.model(detector.tiny_config(BACKBONES[backbone](), **overrides)).eval()
     perturb(model, 0.05)
-    if detector is RETINANET:
-        model.bbox_head.retina_cls.bias.data.add_(3)
+    if detector in DENSE:
+        label_branch(model).bias.data.add_(3)
     return model
+
+
+def label_branch(model: Any) -> Any:
+    """The convolution of a dense detector that gives the logits."""
+    names = ("retina_cls", "atss_cls", "gfl_cls")
+    return next(getattr(model.bbox_head, name) for name in names if hasattr(model.bbox_head, name))
 
 
 def perturb(model: nn.Module, scale: float = 0.1) -> None:

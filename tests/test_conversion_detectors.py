@@ -9,10 +9,10 @@ import card
 import export_original
 import pytest
 import torch
-from families import FAMILIES, P2T, PVT, PVT_V2, Family
+from families import FAMILIES, P2T, PVT, PVT_V2, Family, label_branch
 from PIL import Image
 from test_conversion import assert_same_weights, command, failure, run
-from test_original_detectors import CLASSES, layout_of, own_pyramid, tiny
+from test_original_detectors import CLASSES, ON_ALL_VARIANTS, layout_of, own_pyramid, tiny
 from transformers import (
     AutoImageProcessor,
     AutoModelForInstanceSegmentation,
@@ -27,14 +27,18 @@ from hf_pvt.detection.auto_detectors import DETECTORS
 from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS
 from hf_pvt.original_layouts import to_original
 
-AUTO_CLASSES = {"retinanet": AutoModelForObjectDetection, "mask_rcnn": AutoModelForInstanceSegmentation}
+# The first two on all families, the others on the one that they are published on.
+ON_FAMILIES = [
+    *((family, model_type) for family in FAMILIES for model_type in ON_ALL_VARIANTS),
+    *((PVT_V2, model_type) for model_type in DETECTORS if model_type not in ON_ALL_VARIANTS),
+]
 
 
 def detector(family: Family, model_type: str, **overrides: Any) -> PreTrainedModel:
     """A tiny one that finds something everywhere."""
     model = tiny(family, model_type, **overrides)
-    if model_type == "retinanet":
-        model.bbox_head.retina_cls.bias.data[0] = 0
+    if hasattr(model, "bbox_head"):
+        label_branch(model).bias.data[0] = 0
     return model
 
 
@@ -49,24 +53,24 @@ def card_of(folder: Path) -> str:
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model_type", DETECTORS)
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@pytest.mark.parametrize(("family", "model_type"), ON_FAMILIES, ids=str)
 def test_there_and_back(family: Family, model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is written opens with the Auto classes; the original comes back to the bit, with P2T's classifier."""
     model = detector(family, model_type)
     unused = {"backbone.head.weight": torch.randn(1000, 16)} if family is P2T else {}
     source, folder = checkpoint(model, tmp_path / "source.pth", **unused), tmp_path / "converted"
     run(source, folder)
-    loaded, problems = AUTO_CLASSES[model_type].from_pretrained(folder, output_loading_info=True)
+    auto_class = AutoModelForInstanceSegmentation if model.has_masks else AutoModelForObjectDetection
+    loaded, problems = auto_class.from_pretrained(folder, output_loading_info=True)
     assert not any(problems.values()), problems
     assert_same_weights(loaded, model)
     assert loaded.config.id2label == dict(enumerate(CLASSES))
     processor = AutoImageProcessor.from_pretrained(folder)
     assert type(processor) is hf_pvt.PvtDetectionImageProcessor and processor.category_ids is None
-    assert processor.return_segmentation_masks == (model_type == "mask_rcnn")
+    assert processor.return_segmentation_masks == model.has_masks
     facts = json.loads((folder / "conversion.json").read_text())
     assert facts["layout"] == layout_of(model).source and facts["difference"] == 0
-    task = "detection" if model_type == "retinanet" else "instance-segmentation"
+    task = "instance-segmentation" if model.has_masks else "detection"
     assert f"{layout_of(model).source}, no published variant, {task}, 5 labels" in capsys.readouterr().out
     for name in ("cat", "coffee"):
         with (
@@ -151,14 +155,14 @@ def test_the_code_of_a_card_runs(model_type: str, tmp_path: Path) -> None:
     for code in blocks:
         exec(code, scope)
     assert torch.isfinite(scope["loss"]) and scope["loss"] > 0
-    assert len(scope["backbone"].channels) == scope["backbone"].config.num_encoder_blocks - (model_type == "retinanet")
+    assert len(scope["backbone"].channels) == DETECTORS[model_type].config_class.backbone_levels
 
 
-@pytest.mark.parametrize("source", [layout.source for layout in DETECTOR_LAYOUTS if layout.model_type == "pvt"])
+@pytest.mark.parametrize("source", [layout.source for layout in DETECTOR_LAYOUTS if layout.model_type == "pvt_v2"])
 def test_the_papers_figures_are_the_authors_models(source: str) -> None:
     """MMDetection's own were trained by others."""
-    name = "retinanet-pvt-tiny" if "RetinaNet" in source else "mask-rcnn-pvt-tiny"
-    published = card.published_detector_card(PUBLISHED_DETECTORS[name])
+    detector = next(layout.detector for layout in DETECTOR_LAYOUTS if layout.source == source)
+    published = card.published_detector_card(PUBLISHED_DETECTORS[f"{detector.replace('_', '-')}-pvt-v2-b2"])
     provenance = card.Provenance("a.pth", source, "0", "1", "cat.jpg", 0.0)
     converted = card.Card(**vars(published) | {"provenance": provenance})
     assert bool(converted.reported) == ("on published" in source)

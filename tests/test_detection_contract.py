@@ -10,7 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import BACKBONES, DETECTORS, FASTER_RCNN, MASK_RCNN, PVT_V2, RETINANET, DetectorRow, Family, tiny_detector
+from families import (
+    ATSS,
+    BACKBONES,
+    CASCADE_MASK_RCNN,
+    DENSE,
+    DETECTORS,
+    GFL,
+    MASK_RCNN,
+    PVT_V2,
+    RETINANET,
+    SPARSE_RCNN,
+    WITH_MASKS,
+    DetectorRow,
+    Family,
+    label_branch,
+    tiny_detector,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import ops
@@ -27,7 +43,7 @@ from transformers.models.pvt_v2.configuration_pvt_v2 import PvtV2Config as Trans
 import hf_pvt
 
 IMAGES = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
-BOTH = (RETINANET, MASK_RCNN)
+BOTH = (*DENSE, *WITH_MASKS, SPARSE_RCNN)
 on_every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 both = pytest.mark.parametrize("detector", BOTH, ids=str)
 every = pytest.mark.parametrize("detector", DETECTORS, ids=str)
@@ -61,6 +77,12 @@ def assert_same(output: Any, expected: Any, **tolerance: float) -> None:
         torch.testing.assert_close(ours, theirs, **(tolerance or {"rtol": 0, "atol": 0}))
 
 
+def assert_inside(boxes: Tensor, detector: DetectorRow) -> None:
+    """Boxes as shares of their images reach over none, but for those of Sparse R-CNN, which are not clipped."""
+    corners = ops.box_convert(boxes, "cxcywh", "xyxy")
+    assert (corners.min() >= -1e-6 and corners.max() <= 1 + 1e-6) == (detector is not SPARSE_RCNN)
+
+
 def gradients(model: PreTrainedModel, labels: Any = None, images: Tensor = IMAGES) -> dict[str, Tensor | None]:
     """Of every parameter, in training; the sampling and the dropped paths are those of the seed."""
     torch.manual_seed(1)
@@ -80,9 +102,9 @@ def test_save_and_load(detector: DetectorRow, backbone: str, tmp_path: Path) -> 
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         expected = model(IMAGES)
-    for auto_class in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation)[
-        : 1 + (detector is not RETINANET)
-    ]:
+    for auto_class in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation):
+        if auto_class.__name__ not in detector.model.auto_classes:
+            continue
         loaded, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
         assert type(loaded) is detector.model and not loaded.training
         assert not any(info.values()), info
@@ -93,7 +115,7 @@ def test_save_and_load(detector: DetectorRow, backbone: str, tmp_path: Path) -> 
     config.save_pretrained(tmp_path / "again")
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again == json.loads((tmp_path / "config.json").read_text())
-    assert (expected.pred_masks is None) == (detector is not MASK_RCNN)
+    assert (expected.pred_masks is None) == (detector not in WITH_MASKS)
 
 
 @both
@@ -122,8 +144,16 @@ def test_other_labels(detector: DetectorRow, tmp_path: Path) -> None:
     fresh = {name.rpartition(".")[0] for name, *_ in info["mismatched_keys"]}
     expected = {
         "retinanet": {"bbox_head.retina_cls"},
+        "atss": {"bbox_head.atss_cls"},
+        "gfl": {"bbox_head.gfl_cls"},
         "mask_rcnn": {"box_head.fc_cls", "box_head.fc_reg", "mask_head.conv_logits"},
         "faster_rcnn": {"box_head.fc_cls", "box_head.fc_reg"},
+        "cascade_mask_rcnn": {
+            layer.format(stage)
+            for stage in range(3)
+            for layer in ("box_heads.{}.fc_cls", "box_heads.{}.fc_reg", "mask_heads.{}.conv_logits")
+        },
+        "sparse_rcnn": {"box_heads.0.fc_cls", "box_heads.1.fc_cls"},
     }
     assert fresh == expected[detector.name]
     old = model.state_dict()
@@ -132,10 +162,16 @@ def test_other_labels(detector: DetectorRow, tmp_path: Path) -> None:
     labels = [{**label, "class_labels": label["class_labels"] + 5} for label in LABELS]
     output = swapped(IMAGES, labels=labels)
     assert output.loss.isfinite() and output.pred_labels.max() <= 6
-    bias = -math.log(99) if detector is RETINANET else 0.0
-    head = swapped.bbox_head.retina_cls if detector is RETINANET else swapped.box_head.fc_cls
+    if detector is SPARSE_RCNN:
+        return  # whose test of initialisation sees what is drawn
+    bias, std = -math.log(99) if detector in DENSE else 0.0, 0.01
+    if detector is CASCADE_MASK_RCNN:
+        head = swapped.box_heads[2].fc_cls
+        std = math.sqrt(2 / sum(head.weight.shape))
+    else:
+        head = label_branch(swapped) if detector in DENSE else swapped.box_head.fc_cls
     torch.testing.assert_close(head.bias, torch.full_like(head.bias, bias))
-    assert head.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert head.weight.std().item() == pytest.approx(std, rel=0.1)
 
 
 @both
@@ -145,7 +181,7 @@ def test_from_backbone(detector: DetectorRow, role: str, family: Family, tmp_pat
     torch.manual_seed(0)
     source = getattr(family, role)(family.tiny_config(depths=(1, 1, 1, 1))).to(torch.bfloat16)
     source.save_pretrained(tmp_path)
-    model = detector.model.from_backbone(tmp_path, num_labels=3, fpn_hidden_size=32)
+    model = detector.model.from_backbone(tmp_path, num_labels=3, fpn_hidden_size=64)
     theirs = (source if role in ("model", "backbone") else source.base_model).state_dict()
     ours = model.backbone.state_dict()
     assert ours.keys() <= theirs.keys()  # PVT has a class token
@@ -174,7 +210,7 @@ def test_from_backbone_with_a_configuration(family: Family, tmp_path: Path) -> N
 NORMAL = {"bbox_head": 0.01, "rpn_head": 0.01, "fc_cls": 0.01, "fc_reg": 0.001}
 
 
-@both
+@pytest.mark.parametrize("detector", [*DENSE, MASK_RCNN], ids=str)
 @pytest.mark.parametrize("empty", [False, True], ids=["built", "from an empty state dict"])
 def test_initialisation(detector: DetectorRow, empty: bool) -> None:
     """The published distributions, and those that were meant, also of weights that a checkpoint lacks."""
@@ -184,9 +220,11 @@ def test_initialisation(detector: DetectorRow, empty: bool) -> None:
     for name, layer in model.named_modules():
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or name.startswith("backbone."):
             continue
-        first, last = -math.log(99) if name.endswith("retina_cls") else 0.0, name.rpartition(".")[2]
-        assert layer.bias is not None
-        torch.testing.assert_close(layer.bias, torch.full_like(layer.bias, first))
+        last = name.rpartition(".")[2]
+        first = -math.log(99) if last in ("retina_cls", "atss_cls", "gfl_cls") else 0.0
+        assert (layer.bias is None) == (detector in (ATSS, GFL) and name.endswith(".conv"))
+        if layer.bias is not None:
+            torch.testing.assert_close(layer.bias, torch.full_like(layer.bias, first))
         inputs, outputs = (axis * layer.weight[0, 0].numel() for axis in layer.weight.shape[1::-1])
         part = name.partition(".")[0]
         if part == "neck":
@@ -199,6 +237,34 @@ def test_initialisation(detector: DetectorRow, empty: bool) -> None:
             std = math.sqrt(2 / (inputs + outputs))
         else:
             std = NORMAL.get(last) or NORMAL[part]
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.08), name
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["built", "from an empty state dict"])
+def test_initialisation_of_the_cascade(empty: bool) -> None:
+    """As run for the published weights: Xavier for all linears, PyTorch's own for the last two layers of mask heads."""
+    torch.manual_seed(0)
+    row = CASCADE_MASK_RCNN
+    config = row.config(
+        backbone_config=BACKBONES["pvt_v2"](), num_labels=20, fpn_hidden_size=64, box_pool_size=3, num_box_convs=2
+    )
+    model = row.model.from_pretrained(None, config=config, state_dict={}) if empty else row.model(config)
+    heads = [*model.box_heads.named_modules(), *model.mask_heads.named_modules()]
+    layers = [(name, layer) for name, layer in heads if hasattr(layer, "weight")]
+    assert len(layers) == 3 * (2 * 2 + 3) + 3 * 6
+    for name, layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all() and (layer.bias == 0).all() and (layer.running_var == 1).all()
+            continue
+        inputs, outputs = (axis * layer.weight[0, 0].numel() for axis in layer.weight.shape[1::-1])
+        if name.endswith(("upsample", "conv_logits")):
+            bound = 1 / math.sqrt(inputs)
+            for drawn in (layer.weight, layer.bias):
+                assert 0.7 * bound < drawn.abs().max() <= bound, name
+            std = bound / math.sqrt(3)
+        else:
+            std = math.sqrt(2 / outputs) if isinstance(layer, nn.Conv2d) else math.sqrt(2 / (inputs + outputs))
+            assert layer.bias is None or (layer.bias == 0).all()
         assert layer.weight.std().item() == pytest.approx(std, rel=0.08), name
 
 
@@ -226,17 +292,22 @@ def test_output(detector: DetectorRow, backbone: str) -> None:
     assert_same(plain.pred_boxes, output.pred_boxes)
     assert output.pred_scores.shape == output.pred_labels.shape == (2, 100) and output.pred_boxes.shape == (2, 100, 4)
     assert output.pred_scores.equal(output.pred_scores.sort(descending=True).values)
-    found = output.pred_labels >= 0
-    assert found.any() and output.pred_labels.max() < 5 and (output.pred_scores[found] > 0.05).all()
+    found, least = output.pred_labels >= 0, getattr(model.config, "score_threshold", 0)
+    assert found.any() and output.pred_labels.max() < 5 and (output.pred_scores[found] > least).all()
     assert not output.pred_scores[~found].any() and not output.pred_boxes[~found].any()
-    corners = ops.box_convert(output.pred_boxes, "cxcywh", "xyxy")
-    assert corners.min() >= -1e-6 and corners.max() <= 1 + 1e-6
-    if detector is MASK_RCNN:
+    assert_inside(output.pred_boxes, detector)
+    if detector in WITH_MASKS:
         assert output.pred_masks.shape == (2, 100, 28, 28)
         assert output.pred_masks.min() >= 0 and output.pred_masks.max() <= 1 and not output.pred_masks[~found].any()
     terms = {"loss_cls", "loss_bbox"}
-    terms |= {"loss_rpn_cls", "loss_rpn_bbox"} if detector is not RETINANET else set()
+    terms |= {"loss_rpn_cls", "loss_rpn_bbox"} if detector not in DENSE else set()
+    terms |= {"atss": {"loss_centerness"}, "gfl": {"loss_dfl"}}.get(detector.name, set())
+    if detector is SPARSE_RCNN:
+        terms = {f"stage{stage}_loss_{term}" for stage in range(2) for term in ("cls", "bbox", "iou")}
     terms |= {"loss_mask"} if detector is MASK_RCNN else set()
+    if detector is CASCADE_MASK_RCNN:
+        of_boxes = {"loss_cls", "loss_bbox", "loss_mask"}
+        terms = terms - of_boxes | {f"s{stage}.{term}" for stage in range(3) for term in of_boxes}
     assert set(output.loss_dict) == terms and all(term.isfinite() and term > 0 for term in output.loss_dict.values())
     torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
     expected = {"resnet": 5, "swin": 5}.get(backbone, 4)
@@ -258,9 +329,16 @@ def test_raw_outputs_and_tuples(detector: DetectorRow, family: Family) -> None:
     assert len(output.attentions) == sum(model.config.backbone_config.depths)
     for weights in output.attentions:
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    if detector is RETINANET:
-        anchors = sum(9 * math.ceil(96 / stride) * math.ceil(128 / stride) for stride in model.config.strides)
-        assert output.logits.shape == (2, anchors, 5) and output.box_deltas.shape == (2, anchors, 4)
+    if detector in DENSE:
+        per_place = 9 if detector is RETINANET else 1
+        anchors = sum(per_place * math.ceil(96 / stride) * math.ceil(128 / stride) for stride in model.config.strides)
+        assert output.logits.shape == (2, anchors, 5)
+        others = {"box_deltas": (4,)} | ({"centerness": ()} if detector is ATSS else {})
+        others = {"box_distributions": (4 * 17,)} if detector is GFL else others
+        for name in ("box_deltas", "centerness", "box_distributions"):
+            raw = getattr(output, name)
+            assert (None if raw is None else raw.shape[2:]) == others.get(name)
+            assert raw is None or raw.shape[:2] == (2, anchors)
 
 
 @every
@@ -275,7 +353,7 @@ def test_deterministic(detector: DetectorRow) -> None:
     assert_same(gradients(model), first)
 
 
-@every
+@pytest.mark.parametrize("detector", [row for row in DETECTORS if row is not SPARSE_RCNN], ids=str)
 def test_few_detections(detector: DetectorRow) -> None:
     """Places without a detection say so; a high threshold leaves nothing."""
     model = tiny_detector(detector)
@@ -315,15 +393,14 @@ def test_a_batch_is_its_images(detector: DetectorRow, family: Family) -> None:
             alone = model(images[index : index + 1], pixel_mask=mask[index : index + 1])
             for name, value in alone.items():
                 torch.testing.assert_close(output[name][index : index + 1], value, rtol=1e-5, atol=1e-5)
-    corners = ops.box_convert(output.pred_boxes, "cxcywh", "xyxy")
-    assert corners.min() >= -1e-6 and corners.max() <= 1 + 1e-6
+    assert_inside(output.pred_boxes, detector)
     assert not torch.allclose(unmasked.pred_boxes, output.pred_boxes)
 
 
 @both
 def test_the_loss_of_a_batch_is_one_mean(detector: DetectorRow) -> None:
     """Twice the same image has the loss of one: nothing is drawn where samples are larger than what there is."""
-    fields = {} if detector is RETINANET else {"rpn_samples": 10**6, "box_samples": 10**6}
+    fields = {} if detector in DENSE else {"rpn_samples": 10**6, "box_samples": 10**6}
     model = tiny_detector(detector, **fields)
     with torch.no_grad():
         one = model(IMAGES[:1], labels=LABELS[:1]).loss_dict
@@ -332,9 +409,10 @@ def test_the_loss_of_a_batch_is_one_mean(detector: DetectorRow) -> None:
         torch.testing.assert_close(two[name], term, rtol=1e-5, atol=1e-6)
 
 
-def test_anchors_beyond_an_image_learn_nothing() -> None:
+@pytest.mark.parametrize("detector", DENSE, ids=str)
+def test_anchors_beyond_an_image_learn_nothing(detector: DetectorRow) -> None:
     """Only those up to the image's own padded size, 64 x 96 here, have a gradient."""
-    model = tiny_detector(RETINANET).train()
+    model = tiny_detector(detector).train()
     mask = torch.zeros(1, 96, 128)
     mask[:, :40, :70] = 1
     output = model(IMAGES[:1], pixel_mask=mask, labels=[objects()])
@@ -444,7 +522,11 @@ def test_ground_truth(detector: DetectorRow, case: str) -> None:
     model = tiny_detector(detector)
     for name, gradient in gradients(model, GROUND_TRUTH[case]()).items():
         assert gradient is not None and gradient.isfinite().all(), name
-        corrects = "reg" in name or name.startswith("mask_head.")  # where something is positive
+        corrects = "reg" in name or name.startswith("mask_head") or "init_proposal_bboxes" in name  # of positives
+        corrects |= ".scales." in name or "centerness" in name
+        in_regions = detector in (SPARSE_RCNN, CASCADE_MASK_RCNN) and name.startswith("neck.fpn_convs.")
+        if in_regions or ".scales." in name and case != "none":
+            continue  # the boxes may all be of one level, and no coarse anchor of the cascade lies inside the image
         assert not (case == "none" and corrects and gradient.any()), name
         # A bias of the keys moves all scores of a query alike: softmax cancels it.
         assert gradient.any() or "key.bias" in name or case in MAYBE_UNSEEN and corrects, name
@@ -496,7 +578,7 @@ def test_half_precision(detector: DetectorRow, whole: bool, kind: torch.dtype, m
     model = model.to(kind) if whole else model
     with torch.autocast("cpu", kind, enabled=not whole):
         output = model(IMAGES, labels=LABELS)
-    assert seen == {torch.float32}
+    assert seen == ({torch.float32} if detector is not SPARSE_RCNN else set())
     assert {output.loss.dtype, *(term.dtype for term in output.loss_dict.values())} == {torch.float32}
     assert output.pred_scores.dtype == output.pred_boxes.dtype == torch.float32
     assert all(tensor.isfinite().all() for tensor in tensors(output))
@@ -528,7 +610,7 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
         learning_rate=1.0, max_grad_norm=0, lr_scheduler_type="constant", remove_unused_columns=False, use_cpu=True,
         label_names=["labels"], eval_do_concat_batches=False, report_to=[], disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
-    fields = {} if detector is RETINANET else {"rpn_samples": 10**6, "box_samples": 10**6}
+    fields = {} if detector in DENSE else {"rpn_samples": 10**6, "box_samples": 10**6}
     model, seen = tiny_detector(detector, **fields), []
     expected = copy.deepcopy(model).train()
     data = torch.utils.data.Subset(Photographs(), [0, 0, 0, 0])
@@ -545,7 +627,7 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
     (prediction,) = seen
     scores, labels, boxes, *masks = prediction.predictions[0]
     assert scores.shape[1:] == labels.shape[1:] == (100,) and boxes.shape[1:] == (100, 4)
-    assert [array.shape[1:] for array in masks] == ([(100, 28, 28)] if detector is MASK_RCNN else [])
+    assert [array.shape[1:] for array in masks] == ([(100, 28, 28)] if detector in WITH_MASKS else [])
 
 
 # Configurations
@@ -559,12 +641,33 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
         (RETINANET, {"negative_iou": 0.6}, "`negative_iou` must not exceed `positive_iou`, got 0.6 and 0.5"),
         (MASK_RCNN, {"rpn_negative_iou": 0.8}, "`rpn_negative_iou` must not exceed `rpn_positive_iou`"),
         (MASK_RCNN, {"box_stds": [0.1, 0.1]}, "`box_stds` must be four positive numbers"),
+        (ATSS, {"box_stds": [0.1, 0.1, 0.2, 0.0]}, "`box_stds` must be four positive numbers"),
+        (
+            ATSS,
+            {"anchor_ratios": [0.5, 1, 2]},
+            "AtssConfig has one square anchor at each place, got",
+        ),
+        (GFL, {"anchor_scales": [4, 8]}, "GflConfig has one square anchor at each place, got `anchor_scales` \\[4, 8"),
+        (
+            GFL,
+            {"fpn_hidden_size": 48},
+            "`fpn_hidden_size` must be twice `num_groups` or .*, got 48 and 32",
+        ),
+        (ATSS, {"fpn_hidden_size": 32}, "`fpn_hidden_size` must be twice `num_groups` or .*, got 32 and 32"),
+        (GFL, {"reg_max": 0}, "`reg_max` must be positive, got 0"),
+        (ATSS, {"assigner_candidates": 0}, "`assigner_candidates` must be positive, got 0"),
+        (GFL, {"focal_gamma": math.nan}, "`focal_gamma` must not be negative"),
         (RETINANET, {"focal_gamma": -1.0}, "`focal_gamma` must not be negative"),
         (RETINANET, {"anchor_scales": []}, "`anchor_scales` must be positive numbers, at least one"),
         (MASK_RCNN, {"anchor_ratios": [0.5, -1]}, "`anchor_ratios` must be positive numbers"),
         (RETINANET, {"score_threshold": 1.5}, r"`score_threshold` must lie in \[0, 1\], got 1.5"),
         (MASK_RCNN, {"max_detections": 0}, "`max_detections` must be positive, got 0"),
         (MASK_RCNN, {"mask_pool_size": 0}, "`mask_pool_size` must be positive"),
+        (CASCADE_MASK_RCNN, {"stage_positive_ious": [0.5]}, "one value for each stage, got 1, 3 and 3"),
+        (CASCADE_MASK_RCNN, {"stage_positive_ious": [0.5, 0.6, 7.0]}, r"`stage_positive_ious` must lie in \(0, 1\]"),
+        (CASCADE_MASK_RCNN, {"stage_box_stds": [[0.1] * 4, [0.1], [0.1] * 4]}, r"for each stage, got \[0.1\]"),
+        (CASCADE_MASK_RCNN, {"stage_loss_weights": [1, 0.5, 0]}, r"`stage_loss_weights` must be positive, got \[1"),
+        (CASCADE_MASK_RCNN, {"rpn_smooth_l1_beta": 0.0}, "`rpn_smooth_l1_beta` must be positive, got 0.0"),
     ],
 )
 def test_bad_configurations(detector: DetectorRow, fields: dict[str, Any], message: str) -> None:
@@ -585,7 +688,7 @@ def test_bad_backbones() -> None:
         RETINANET.model(RETINANET.tiny_config(BACKBONES["pvt"](), num_labels=0))
 
 
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN, FASTER_RCNN], ids=str)
+@pytest.mark.parametrize("detector", DETECTORS, ids=str)
 def test_configurations(detector: DetectorRow, family: Family) -> None:
     """A configuration survives its own dictionary, and leaves the one that it was given alone."""
     given = family.tiny_config()
@@ -595,7 +698,7 @@ def test_configurations(detector: DetectorRow, family: Family) -> None:
     again = detector.config.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict() and again.max_detections == 17
     assert type(again.backbone_config) is family.config
-    levels = 3 if detector is RETINANET else 4
+    levels = 3 if detector in DENSE else 4
     assert again.backbone_config.out_features == [f"stage{index}" for index in range(5 - levels, 5)]
     assert detector.model(again)(IMAGES[:1]).pred_scores is None  # fresh models train
 

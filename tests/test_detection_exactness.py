@@ -4,19 +4,17 @@ Tolerances are those that the reference names for float32: 2e-5 of the largest v
 float64, 1e-6. Mask R-CNN's gradients in all cases are compared on one variant, and in one case on the others.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import detector_keys
 import numpy as np
 import pytest
 import torch
+from detection_checks import EXACT, as_maps, check_gradient_norms, check_samples, in_pixels, matched
 from detection_reference import RECORDED, Case, Gradients, Recorded
-from reference import relative_error, samples
+from reference import relative_error
 from safetensors import safe_open
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert
 from transformers import PreTrainedModel
 
 import hf_pvt
@@ -27,7 +25,7 @@ from hf_pvt.detection.roi_pooling import levels_of
 from hf_pvt.detection.samplers import RandomSampler
 from hf_pvt.original_layouts import to_original
 
-TOLERANCE, MASK_TOLERANCE, EXACT = 2e-5, 5e-5, 1e-6
+TOLERANCE, MASK_TOLERANCE = 2e-5, 5e-5
 
 PAIRS = [Recorded(detector, variant) for detector, variants in RECORDED.items() for variant in variants]
 IMAGES = {"single": 1, "pair": 2}
@@ -48,35 +46,17 @@ def case(recorded: Recorded, request: pytest.FixtureRequest) -> Case:
     return recorded.case(request.param)
 
 
-def check_samples(output: Tensor, recorded: Recorded, name: str, tolerance: float = TOLERANCE) -> None:
-    """A tensor's shape and samples are the recorded ones."""
-    assert tuple(output.shape) == tuple(recorded.tensor(f"{name}/shape").tolist()), name
-    expected = recorded.tensor(f"{name}/samples")
-    difference = (samples(output, len(expected)) - expected).abs().max()
-    assert difference <= tolerance * expected.abs().max(), name  # where all are zeros, ours are
-
-
-def as_maps(values: Tensor, levels: list[Tensor]) -> Iterator[Tensor]:
-    """Values (B, A, V) of all anchors as each level's map (B, P*V, H, W), which is what is recorded."""
-    places = [level.shape[-2] * level.shape[-1] for level in levels]
-    per_place = values.shape[1] // sum(places)
-    split = values.split([count * per_place for count in places], dim=1)
-    for level, some in zip(levels, split, strict=True):
-        height, width = level.shape[-2:]
-        yield some.unflatten(1, (height, width, per_place)).flatten(3).permute(0, 3, 1, 2)
-
-
 def test_dense_outputs(recorded: Recorded, model: PreTrainedModel, case: Case) -> None:
     """The neck's levels, and what the heads say of every anchor."""
     with torch.inference_mode():
         levels, predictions, _ = model.encode(case.pixel_values)
     prefix = f"{case.name}/test"
     for number, level in enumerate(levels):
-        check_samples(level, recorded, f"{prefix}/neck/{number}")
+        check_samples(level, recorded, f"{prefix}/neck/{number}", TOLERANCE)
     names = {"logits": "cls", "box_deltas": "bbox", "objectness": "rpn_cls", "proposal_deltas": "rpn_bbox"}
     for ours, values in predictions.items():
         for number, level_map in enumerate(as_maps(values if values.dim() == 3 else values[..., None], levels)):
-            check_samples(level_map, recorded, f"{prefix}/{names[ours]}/{number}")
+            check_samples(level_map, recorded, f"{prefix}/{names[ours]}/{number}", TOLERANCE)
 
 
 def test_anchors(recorded: Recorded, model: PreTrainedModel, case: Case) -> None:
@@ -99,21 +79,13 @@ def test_detections(recorded: Recorded, model: PreTrainedModel, case: Case) -> N
         output = model(case.pixel_values, case.pixel_mask)
     for image, (height, width) in enumerate(case.original):
         prefix = f"{case.name}/test/image{image}/detections"
-        boxes, scores, labels = (recorded.tensor(f"{prefix}/{name}") for name in ("boxes", "scores", "labels"))
-        assert int((output.pred_labels[image] >= 0).sum()) == len(boxes)
-        found = in_pixels(output.pred_boxes[image], height, width)[: len(boxes)]
-        distance = (
-            torch.cdist(found, boxes, p=float("inf")) + (output.pred_scores[image, : len(boxes), None] - scores).abs()
-        )
-        distance[output.pred_labels[image, : len(boxes), None] != labels] = 1e9
-        ours, theirs = linear_sum_assignment(distance)
-        assert (found[ours] - boxes[theirs]).abs().max() < TOLERANCE * boxes.abs().max()
-        check_scores(output.pred_scores[image][ours], scores[theirs], recorded, case, image)
-
-
-def in_pixels(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Centre and size as shares of an image -> corners in its pixels."""
-    return box_convert(boxes * torch.tensor([width, height, width, height]), "cxcywh", "xyxy")
+        boxes, scores = (recorded.tensor(f"{prefix}/{name}") for name in ("boxes", "scores"))
+        found = output.pred_labels[image] >= 0
+        our_boxes = in_pixels(output.pred_boxes[image][found], height, width)
+        our_scores, labels = output.pred_scores[image][found], output.pred_labels[image][found]
+        ours, theirs = matched(our_boxes, our_scores, labels, recorded, prefix)
+        assert (our_boxes[ours] - boxes[theirs]).abs().max() < TOLERANCE * boxes.abs().max()
+        check_scores(our_scores[ours], scores[theirs], recorded, case, image)
 
 
 def check_scores(found: Tensor, expected: Tensor, recorded: Recorded, case: Case, image: int) -> None:
@@ -136,7 +108,7 @@ def test_proposals(recorded: Recorded, model: PreTrainedModel, case: Case) -> No
     """As sets: the best 1000 after NMS."""
     with torch.inference_mode():
         levels, predictions, _ = model.encode(case.pixel_values)
-        proposals = model.rpn_head.propose(levels, predictions, case.valid, model.config.rpn_candidates)
+        proposals = model.rpn_head.propose(levels, predictions, case.valid, 1000, 1000)
     for image, boxes in enumerate(proposals):
         expected = recorded.tensor(f"{case.name}/test/image{image}/proposals")[:, :4]
         assert len(boxes) == len(expected)
@@ -157,14 +129,14 @@ def test_second_stage(recorded: Recorded, model: PreTrainedModel, case: Case) ->
             boxes = only(image, recorded.tensor(f"{prefix}/proposals")[:, :4], len(case.valid))
             counts = levels_of(boxes[image], 4).bincount(minlength=4)
             assert counts.tolist() == recorded.tensor(f"{prefix}/levels").tolist()
-            check_samples(model.pooled(levels, boxes, 7), recorded, f"{prefix}/roi_feats")
-            logits, deltas = model.box_predictions(levels, boxes)
-            check_samples(logits, recorded, f"{prefix}/cls_score")
-            check_samples(deltas.flatten(1), recorded, f"{prefix}/bbox_pred")
+            check_samples(model.pooled(levels, boxes, 7), recorded, f"{prefix}/roi_feats", TOLERANCE)
+            logits, deltas = model.box_predictions(model.box_head, levels, boxes)
+            check_samples(logits, recorded, f"{prefix}/cls_score", TOLERANCE)
+            check_samples(deltas.flatten(1), recorded, f"{prefix}/bbox_pred", TOLERANCE)
             scale = torch.tensor([valid[1] / original[1], valid[0] / original[0]]).repeat(2)
             boxes = only(image, recorded.tensor(f"{prefix}/detections/boxes") * scale, len(case.valid))
             labels = recorded.tensor(f"{prefix}/detections/labels").long()
-            masks = model.mask_logits(levels, boxes, labels)
+            masks = model.mask_logits(model.mask_head, levels, boxes, labels)
             check_samples(masks, recorded, f"{prefix}/mask_logits_of_label", MASK_TOLERANCE)
             check_samples(every_label.pop(), recorded, f"{prefix}/mask_logits", MASK_TOLERANCE)
             pasted = paste_masks(masks.sigmoid(), recorded.tensor(f"{prefix}/detections/boxes"), original)
@@ -240,13 +212,8 @@ def check_losses(recorded: Recorded, output: Any, training: str, tolerance: floa
 
 
 def check_gradients(recorded: Recorded, model: PreTrainedModel, training: str) -> None:
+    check_gradient_norms(model, recorded, f"{training}/grad_norm")
     theirs = to_original(Gradients(model), recorded.layout)
-    for part in recorded.names(f"{training}/grad_norm/"):
-        squares = [
-            gradient.square().sum() for name, gradient in theirs.items() if part == "all" or name.startswith(f"{part}.")
-        ]
-        expected = recorded.tensor(f"{training}/grad_norm/{part}").item()
-        assert abs(sum(squares) ** 0.5 - expected) <= EXACT * expected, part
     for name in recorded.names(f"{training}/grad/"):
         if name.endswith("/samples"):
             weight = name.removesuffix("/samples")

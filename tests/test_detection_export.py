@@ -5,7 +5,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from families import MASK_RCNN, RETINANET, DetectorRow, tiny_detector
+from families import DENSE, GFL, RETINANET, SPARSE_RCNN, WITH_MASKS, DetectorRow, tiny_detector
 from torch import Tensor
 
 TRACED = (2, 3, 128, 192)
@@ -16,9 +16,10 @@ def assert_close(output: Tensor, expected: Tensor, tolerance: float = 1e-5) -> N
     torch.testing.assert_close(output, expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
-def test_onnx(tmp_path: Path) -> None:
-    """RetinaNet's raw outputs from one file, whatever the batch, height and width; `test_export` has all backbones."""
-    model, file = tiny_detector(RETINANET, num_head_convs=1), tmp_path / "model.onnx"
+@pytest.mark.parametrize("detector", [RETINANET, GFL], ids=str)
+def test_onnx(detector: DetectorRow, tmp_path: Path) -> None:
+    """Raw outputs from one file, whatever the batch, height and width; `test_export` has all backbones."""
+    model, file = tiny_detector(detector, num_head_convs=1), tmp_path / "model.onnx"
     sizes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
     images = {"pixel_values": torch.randn(TRACED)}
     torch.onnx.export(model, (), file, kwargs=images, dynamic_shapes=sizes, dynamo=True, verbose=False)
@@ -28,19 +29,21 @@ def test_onnx(tmp_path: Path) -> None:
     with torch.no_grad():
         for shape in (TRACED, *OTHER_SIZES):
             images = torch.randn(shape)
-            logits, deltas = session.run(None, {"pixel_values": images.numpy()})
+            logits, boxes = session.run(None, {"pixel_values": images.numpy()})
             expected = model(images)
             assert_close(torch.from_numpy(logits), expected.logits, 1e-4)
-            assert_close(torch.from_numpy(deltas), expected.box_deltas, 1e-4)
+            raw = expected.box_deltas if detector is RETINANET else expected.box_distributions
+            assert_close(torch.from_numpy(boxes), raw, 1e-4)
 
 
-def test_two_stages_are_not_exported() -> None:
+@pytest.mark.parametrize("detector", [*WITH_MASKS, SPARSE_RCNN], ids=str)
+def test_several_stages_are_not_exported(detector: DetectorRow) -> None:
     """Said, instead of a file without outputs."""
-    with pytest.raises(NotImplementedError, match="MaskRcnnForInstanceSegmentation cannot be exported"):
-        torch.export.export(tiny_detector(MASK_RCNN), (), {"pixel_values": torch.randn(TRACED)})
+    with pytest.raises(NotImplementedError, match=f"^{detector.model.__name__} cannot be exported: a later stage"):
+        torch.export.export(tiny_detector(detector), (), {"pixel_values": torch.randn(TRACED)})
 
 
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN], ids=str)
+@pytest.mark.parametrize("detector", [*DENSE, *WITH_MASKS], ids=str)
 def test_compile(detector: DetectorRow) -> None:
     """Backbone, neck and heads are one graph."""
     torch.compiler.reset()
@@ -54,7 +57,7 @@ def test_compile(detector: DetectorRow) -> None:
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN], ids=str)
+@pytest.mark.parametrize("detector", [*DENSE, *WITH_MASKS, SPARSE_RCNN], ids=str)
 def test_compiled_whole(detector: DetectorRow) -> None:
     """Detections, and losses with their gradients, of a compiled model."""
     torch.compiler.reset()

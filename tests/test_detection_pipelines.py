@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FASTER_RCNN, MASK_RCNN, RETINANET, DetectorRow, tiny_detector
+from families import (
+    CASCADE_MASK_RCNN,
+    DENSE,
+    FASTER_RCNN,
+    MASK_RCNN,
+    RETINANET,
+    SPARSE_RCNN,
+    DetectorRow,
+    tiny_detector,
+)
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from transformers import AutoImageProcessor, pipeline
@@ -42,7 +51,7 @@ def arguments(detector: DetectorRow, folder: Path | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("as_folder", [False, True], ids=["object", "folder"])
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN, FASTER_RCNN], ids=str)
+@pytest.mark.parametrize("detector", [*DENSE, MASK_RCNN, FASTER_RCNN, CASCADE_MASK_RCNN, SPARSE_RCNN], ids=str)
 def test_object_detection(detector: DetectorRow, as_folder: bool, tmp_path: Path, silent: None) -> None:
     results = pipeline("object-detection", **arguments(detector, tmp_path if as_folder else None))(PHOTO, threshold=0.1)
     model, processor = tiny_detector(detector), hf_pvt.detection_image_processor(size=SMALL)

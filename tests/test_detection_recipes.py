@@ -1,5 +1,6 @@
 """The published schedules, number by number, and the detectors that training starts from."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import reference
 import run_object_detection as script
 import torch
+import transformers
 from accelerate import PartialState
-from families import MASK_RCNN, RETINANET, DetectorRow, tiny_detector
+from families import DETECTORS, RETINANET, WITH_MASKS, DetectorRow, tiny_detector
 from torch import nn
 from training.arguments import OptimizationArguments, fill
 from training.coco_recipes import coco_recipe
@@ -19,6 +21,7 @@ from training.optimization import parameter_groups
 
 import hf_pvt
 from hf_pvt.detection.loss_terms import LossTerm, means
+from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS
 
 STEPS_PER_EPOCH = 7330  # COCO's 117,266 images with objects, in steps of 16
 
@@ -76,11 +79,59 @@ def test_rates_of_the_long_schedule() -> None:
     assert rates.total_steps == 36 * STEPS_PER_EPOCH
     for epoch, rate in ((1, 1e-4), (26.99, 1e-4), (27, 1e-5), (32.99, 1e-5), (33, 1e-6), (35.99, 1e-6)):
         assert rates(int(epoch * STEPS_PER_EPOCH)) == pytest.approx(rate), epoch
-    assert (recipe.weight_decay, recipe.without_decay, recipe.max_grad_norm) == (0.05, ("norms",), None)
+    assert (recipe.weight_decay, recipe.without_decay, recipe.max_grad_norm) == (0.05, ("backbone_norms",), None)
     assert (recipe.scale_lowest, recipe.random_crop) == (480 / 800, 0.5)
     usual = coco_recipe(hf_pvt.detector_config("retinanet", "pvt-v2-b2"), "coco-3x")
     assert (usual.learning_rate, usual.scale_lowest, usual.random_crop) == (1e-4, 640 / 800, 0.0)
     assert schedule(config, "finetune", 8).peak == pytest.approx(1e-4)
+
+
+# Of design/detection_more.md: the rate of the batch, the batch, decay, what does not decay, clipping.
+LONG = [
+    *(
+        (detector, variant, 1e-4, 16, 0.05, "backbone_norms", None)
+        for detector in ("cascade_mask_rcnn", "atss", "gfl")
+        for variant in ("pvt-v2-b2-li", "pvt-v2-b2")
+    ),
+    ("sparse_rcnn", "pvt-v2-b2-li", 2.5e-5, 16, 1e-4, "none", 1.0),
+    ("sparse_rcnn", "pvt-v2-b2", 2.5e-5 / 1.4, 8, 1e-4, "none", 1.0),
+]
+
+
+@pytest.mark.parametrize(("detector", "variant", "rate", "batch", "decay", "without", "clip"), LONG, ids=str)
+def test_recipes_of_the_further_detectors(
+    detector: str, variant: str, rate: float, batch: int, decay: float, without: str, clip: float | None
+) -> None:
+    """36 epochs, a tenth after 27 and 33, images of several scales; there is no shorter schedule."""
+    config = hf_pvt.detector_config(detector, variant, num_labels=3)
+    rates, recipe = schedule(config, "coco-3x", batch), coco_recipe(config, "coco-3x")
+    assert rates.total_steps == 36 * STEPS_PER_EPOCH
+    for step in (0, 250, 499):
+        assert rates(step) == pytest.approx(rate * (1 - (1 - step / 500) * 0.999))
+    for epoch, factor in ((1, 1), (26.99, 1), (27, 0.1), (32.99, 0.1), (33, 0.01), (35.99, 0.01)):
+        assert rates(int(epoch * STEPS_PER_EPOCH)) == pytest.approx(rate * factor), epoch
+    flags = {"weight_decay": decay, "without_decay": [without], "max_grad_norm": clip}
+    assert recipe.flags() == flags | {"scale_lowest": 480 / 800, "random_crop": 0.5, "backbone_rate": 1.0}
+    assert config.backbone_config.drop_path_rate == 0.1
+    with pytest.raises(ValueError, match=rf"nothing is published of {detector} under coco-1x; take --recipe coco-3x\."):
+        coco_recipe(config, "coco-1x")
+
+
+@pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn", "atss", "gfl", "sparse_rcnn"])
+def test_what_the_long_recipes_decay(detector: str) -> None:
+    """By the published names: nothing that has "norm" in its own, or, of Sparse R-CNN, everything."""
+    (row,) = (row for row in DETECTORS if row.name == detector)
+    model = tiny_detector(row)
+    layout = next(one for one in DETECTOR_LAYOUTS if (one.detector, one.model_type) == (detector, "pvt_v2"))
+    recipe = coco_recipe(model.config, "coco-3x")
+    found = decays(model, recipe.without_decay)
+    published = {name: layout.name(name.removeprefix("backbone.")) for name in found}
+    for name, decay in found.items():
+        kept = "norm" not in published[name] or detector == "sparse_rcnn"
+        assert decay == (0.05 if kept else 0), name
+    assert (0 in found.values()) == (detector != "sparse_rcnn")
+    if detector == "cascade_mask_rcnn":
+        assert any(name.endswith(".bn.weight") for name in published.values())
 
 
 def test_a_custom_backbone_has_the_detector_s_usual_rates() -> None:
@@ -175,17 +226,26 @@ def test_a_published_file_as_backbone(tmp_path: Path) -> None:
     assert all(weight.equal(theirs[name]) for name, weight in expected.items() if name in theirs)
 
 
-@pytest.mark.parametrize("detector", [RETINANET, MASK_RCNN], ids=str)
+FRESH = {
+    "retinanet": {"retina_cls"},
+    "atss": {"atss_cls"},
+    "gfl": {"gfl_cls"},
+    "sparse_rcnn": {"fc_cls"},
+    "faster_rcnn": {"fc_cls", "fc_reg"},
+}
+
+
+@pytest.mark.parametrize("detector", DETECTORS, ids=str)
 def test_other_labels_keep_what_does_not_know_them(detector: DetectorRow, tmp_path: Path) -> None:
     model = tiny_detector(detector)
     model.save_pretrained(tmp_path)
     kept = open_detector(str(tmp_path), None, None, list(model.config.id2label.values()), seed=0)
     assert not different(kept, model)
     changed = open_detector(str(tmp_path), None, None, NAMES, seed=0)
-    fresh = {"retina_cls"} if detector is RETINANET else {"fc_cls", "fc_reg", "conv_logits"}
+    fresh = FRESH.get(detector.name, {"fc_cls", "fc_reg", "conv_logits"})
     assert {name.split(".")[-2] for name in different(changed, model)} == fresh
     assert changed.config.num_labels == 2 and changed.has_masks == model.has_masks
-    if detector is MASK_RCNN:
+    if detector in WITH_MASKS:
         assert not open_detector(str(tmp_path), None, None, NAMES, seed=0, with_masks=False).has_masks
 
 
@@ -208,6 +268,41 @@ def test_what_no_detector_starts_from(classifier: Path, tmp_path: Path) -> None:
         open_detector(str(tmp_path / "part"), None, None, NAMES, seed=0)
 
 
+def test_detr_as_published(classifier: Path, tmp_path: Path) -> None:
+    """50 epochs without a warm-up, a tenth of the rate in the backbone, the losses of every layer; then fine-tuning."""
+    model = open_detector(None, "detr", str(classifier), NAMES, seed=0)
+    rates, recipe = schedule(model.config, "coco-50e", 16), coco_recipe(model.config, "coco-50e")
+    assert rates.total_steps == 50 * STEPS_PER_EPOCH
+    for epoch, rate in ((0, 1e-4), (32.99, 1e-4), (33, 1e-5), (49.99, 1e-5)):
+        assert rates(int(epoch * STEPS_PER_EPOCH)) == pytest.approx(rate), epoch
+    flags = {"weight_decay": 1e-4, "without_decay": ["none"], "max_grad_norm": 0.1, "random_crop": 0.0}
+    assert recipe.flags() == flags | {"scale_lowest": 640 / 800, "backbone_rate": 0.1}
+    with pytest.raises(ValueError, match=r"nothing is published of retinanet under coco-50e; take --recipe coco-1x\.$"):
+        coco_recipe(hf_pvt.detector_config("retinanet", "pvt-small"), "coco-50e")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 1e-4, without_decay=["none"], backbone_rate=0.1)
+    assert {group["lr_scale"] for group in groups} == {0.1, 1.0} and {group["weight_decay"] for group in groups} == {
+        1e-4
+    }
+    for group in groups:
+        inside = {"model.backbone." in names[id(parameter)] for parameter in group["params"]}
+        assert inside == {group["lr_scale"] == 0.1}
+    with pytest.raises(ValueError, match=r"^--backbone_rate is for a detector's backbone, which a Linear is not on\.$"):
+        parameter_groups(torch.nn.Linear(1, 1), 0.0, backbone_rate=0.1)
+    assert type(model) is hf_pvt.DetrForObjectDetection
+    assert (model.config.attention_dropout, model.config.activation_dropout, model.config.size_divisor) == (
+        0.1,
+        0.1,
+        32,
+    )
+    model.save_pretrained(tmp_path)
+    assert type(open_detector(str(tmp_path), None, None, NAMES, seed=0)) is hf_pvt.DetrForObjectDetection
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auxiliary_loss": True}))  # another network
+    other = open_detector(str(tmp_path), None, None, NAMES, seed=0)
+    assert type(other) is transformers.DetrForObjectDetection and other.config.auxiliary_loss
+
+
 @pytest.mark.parametrize("architecture", ["detr", "deformable_detr"])
 def test_transformers_own_detectors(architecture: str, classifier: Path) -> None:
     """The pyramid's weights are the checkpoint's; its blocks alone have lower rates; nothing is published of them."""
@@ -221,9 +316,8 @@ def test_transformers_own_detectors(architecture: str, classifier: Path) -> None
     for group in parameter_groups(model, 0.05, layer_decay=0.5):
         inside = {names[id(parameter)].startswith("model.backbone.model.") for parameter in group["params"]}
         assert inside == {group["lr_scale"] < 1}
-    with pytest.raises(
-        ValueError, match=rf"nothing is published of {architecture} under coco-1x; leave --recipe out\."
-    ):
+    instead = {"detr": "take --recipe coco-50e", "deformable_detr": "leave --recipe out"}[architecture]
+    with pytest.raises(ValueError, match=rf"nothing is published of {architecture} under coco-1x; {instead}\.$"):
         coco_recipe(model.config, "coco-1x")
     with pytest.raises(ValueError, match=rf"{architecture} has no masks; leave --with_masks out"):
         open_detector(None, architecture, "pvt-v2-b0", NAMES, seed=0, with_masks=True)

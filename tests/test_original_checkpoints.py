@@ -492,7 +492,9 @@ def test_another_model(tmp_path: Path) -> None:
     published = ["published P2T", "published PVT", "published PVTv2"]
     segmentation = [f"MMSegmentation Semantic FPN on {source}" for source in published]
     on = [*published, "MMDetection PVT", "MMDetection PVTv2"]
-    detection = [f"MMDetection {head} on {source}" for head in ("RetinaNet", "R-CNN") for source in on]
+    heads = ("RetinaNet", "R-CNN", "ATSS", "GFL", "Cascade R-CNN", "Sparse R-CNN")
+    detection = [f"MMDetection {head} on {source}" for head in heads for source in on]
+    detection += [f"MMDetection DETR on {source}" for source in published]
     expected = ", ".join([*published, "timm PVTv2", "timm PVTv2 features", *segmentation, *detection])
     assert message == f" is none of: {expected}; its keys are {', '.join(keys)}."
 

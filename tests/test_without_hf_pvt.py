@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from families import FASTER_RCNN, MASK_RCNN, P2T, PVT, PVT_V2, RETINANET, tiny_detector
+from families import (
+    ATSS,
+    CASCADE_MASK_RCNN,
+    FASTER_RCNN,
+    GFL,
+    MASK_RCNN,
+    P2T,
+    PVT,
+    PVT_V2,
+    RETINANET,
+    SPARSE_RCNN,
+    tiny_detector,
+)
 from test_conversion import checkpoint, run, tiny
 from transformers import AutoImageProcessor
 
@@ -137,7 +149,15 @@ def test_the_interpreter_is_this_one(elsewhere: dict[str, Any]) -> None:
     assert prefix == f"{sys.base_prefix} {sys.version}"
 
 
-DETECTORS = {"retinanet": (RETINANET, "p2t"), "mask_rcnn": (MASK_RCNN, "pvt_v2"), "faster_rcnn": (FASTER_RCNN, "swin")}
+DETECTORS = {
+    "retinanet": (RETINANET, "p2t"),
+    "mask_rcnn": (MASK_RCNN, "pvt_v2"),
+    "faster_rcnn": (FASTER_RCNN, "swin"),
+    "atss": (ATSS, "pvt"),
+    "gfl": (GFL, "pvt_v2"),
+    "cascade_mask_rcnn": (CASCADE_MASK_RCNN, "pvt_v2"),
+    "sparse_rcnn": (SPARSE_RCNN, "p2t"),
+}
 
 OPEN_DETECTORS = """
 import importlib.util, sys
@@ -159,7 +179,7 @@ for name in sys.argv[2].split(","):
     with torch.no_grad():
         output = model(images)
     assert all(box["label"] in model.config.label2id for box in pipeline("object-detection", path, **trust)(photo))
-    if name == "mask_rcnn":
+    if "mask_rcnn" in name:
         AutoModelForInstanceSegmentation.from_pretrained(path, **trust)
         masks = pipeline("image-segmentation", path, **trust)(photo, subtask="instance", threshold=0.05)
         assert masks and {mask["mask"].size for mask in masks} == {photo.size}, masks

@@ -1,8 +1,10 @@
-"""All 60 published checkpoints through the commands, there and back: `make verify` writes conversion/verification.md.
+"""All 68 published checkpoints through the commands, there and back: `make verify` writes conversion/verification.md.
 
 Each checkpoint is drawn from the published keys (see `reference`), converted by one command, opened with the Auto
 class, compared with the recorded outputs of the published implementation, and exported to its original layout again.
 Of detectors only the backbone is compared here, inside the recorded segmenter, where its weights have the same names.
+
+    python tests/verify_conversions.py --tasks atss gfl     only these; the table keeps its other rows
 """
 
 import argparse
@@ -29,7 +31,8 @@ from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "conversion" / "verification.md"
-TASKS = ("classification", "segmentation", "retinanet", "mask-rcnn")
+DETECTORS = tuple(dict.fromkeys(row.model_type.replace("_", "-") for row in PUBLISHED_DETECTORS.values()))
+TASKS = ("classification", "segmentation", *DETECTORS)
 
 
 @dataclass(frozen=True)
@@ -115,37 +118,53 @@ def segmenter_error(variant: str, model: PreTrainedModel) -> float:
 ERRORS = {
     "classification": classification_error,
     "segmentation": segmentation_error,
-    "retinanet": detection_error,
-    "mask-rcnn": detection_error,
+    **dict.fromkeys(DETECTORS, detection_error),
 }
 
 
-def table(results: list[Result]) -> str:
-    header = "| variant | task | keys | outputs against the reference | there and back | |\n" + "| --- " * 6 + "|\n"
-    rows = [
-        f"| `{result.variant}` | {result.task} | {result.keys} "
-        f"| {result.error:.1e} "
+def variants_of(task: str) -> list[str]:
+    """Those with a published checkpoint for the task."""
+    if task not in DETECTORS:
+        return list(VARIANTS)
+    return [variant for variant in VARIANTS if f"{task}-{variant}" in PUBLISHED_DETECTORS]
+
+
+def row(result: Result) -> str:
+    return (
+        f"| `{result.variant}` | {result.task} | {result.keys} | {result.error:.1e} "
         f"| {'equal to the bit' if result.bit_equal else 'DIFFERS'} | {'passed' if result.passed else 'FAILED'} |"
-        for result in results
-    ]
-    return header + "\n".join(rows) + "\n"
+    )
+
+
+def table(results: list[Result], earlier: str = "") -> str:
+    """Every task's results in their order; rows of an earlier table where there are none."""
+    header = "| variant | task | keys | outputs against the reference | there and back | |\n" + "| --- " * 6 + "|\n"
+    rows = {(result.variant, result.task): row(result) for result in results}
+    for line in earlier.splitlines():
+        if line.startswith("| `"):
+            variant, task = line.split(" | ")[:2]
+            rows.setdefault((variant.strip("|` "), task), line)
+    order = [(variant, task) for task in TASKS for variant in variants_of(task)]
+    return header + "\n".join(rows[key] for key in order if key in rows) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.parse_args()
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="only these; other rows are kept")
+    arguments = parser.parse_args()
     results = []
-    for task in TASKS:
-        for variant in tqdm(VARIANTS, desc=task):
+    for task in arguments.tasks:
+        for variant in tqdm(variants_of(task), desc=task):
             with tempfile.TemporaryDirectory() as folder:
                 results.append(verify(variant, task, Path(folder)))
+    earlier = TABLE.read_text(encoding="utf-8") if tuple(arguments.tasks) != TASKS else ""
     TABLE.write_text(
         f"# All published checkpoints, there and back\n\nWritten by `make verify` (hf_pvt {hf_pvt.__version__}): "
         "`convert.py`, the Auto class, `export_original.py`. Weights are drawn from the published keys; errors are the "
         "largest difference from the published implementation's outputs (of detectors: with their backbone), relative "
         "to their scale (limit "
         f"{reference.tolerance('pvt-tiny'):.0e}; {reference.tolerance('pvt-large'):.0e} for "
-        f"{', '.join(reference.DEEPEST)}).\n\n{table(results)}",
+        f"{', '.join(reference.DEEPEST)}).\n\n{table(results, earlier)}",
         encoding="utf-8",
     )
     failed = [f"{result.variant} {result.task}" for result in results if not result.passed]

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 # What weight decay leaves out unless told otherwise, "vectors" being biases and norms; and what it may leave out.
 UNDECAYED = ("vectors", "position_embeddings", "cls_token")
-DECAY_KINDS = (*UNDECAYED, "norms")
+DECAY_KINDS = (*UNDECAYED, "norms", "backbone_norms")
 
 
 # What data files end with.
@@ -85,6 +85,7 @@ class OptimizationArguments:
     weight_decay: float | None = flag("Of all weights but those of --without_decay.")
     without_decay: list[str] | None = flag(f"What does not decay, of: {' '.join(DECAY_KINDS)}; or: none.")
     layer_decay: float | None = flag("Factor of the rate from each block to the one before it; 1: none.")
+    backbone_rate: float | None = flag("Factor of the rate of a detector's backbone, such as 0.1; default: 1.")
     warmup_epochs: float | None = flag("Epochs in which the rate rises.")
     warmup_steps: int | None = flag("Steps in which the rate rises, in place of epochs.")
     max_grad_norm: float | None = flag("Clip the gradient's norm; default: no clipping.")
@@ -129,6 +130,8 @@ def check(optimization: OptimizationArguments, run: RunArguments) -> None:
             raise ValueError(f"--{name} is {value}, expected at least 1.")
     if optimization.ema_decay is not None and not 0 < optimization.ema_decay < 1:
         raise ValueError(f"--ema_decay is {optimization.ema_decay}, expected a number between 0 and 1.")
+    if optimization.backbone_rate is not None and not 0 < optimization.backbone_rate <= 1:
+        raise ValueError(f"--backbone_rate is {optimization.backbone_rate}, expected a number from above 0 to 1.")
     kinds = optimization.without_decay or []
     if kinds != ["none"] and not {*kinds} <= {*DECAY_KINDS}:
         raise ValueError(f"--without_decay is {' '.join(kinds)}, expected some of: {' '.join(DECAY_KINDS)}; or: none.")

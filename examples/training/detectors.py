@@ -11,23 +11,26 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import hf_pvt
 from hf_pvt.detection.auto_detectors import DETECTORS
 from hf_pvt.detection.modeling_detector import Detector
+from hf_pvt.detection.modeling_two_stage_detector import TwoStageDetector
 from hf_pvt.variants import variant_of
 
 from .models import check_path
 from .order import Purpose, derived_seed
-from .query_detectors import STAGES, query_detector
+from .query_detectors import STAGES, opener, query_detector
 
 logger = get_logger(__name__)
 
-# The layers that know the labels; where a box's deltas are of each label, these too.
+# The layers that know the labels.
 LABELLED = re.compile(
-    r"(^|\.)(retina_cls|fc_cls|fc_reg|conv_logits|class_labels_classifier|class_embed(\.\d+)?)\.(weight|bias)$"
+    r"(^|\.)((retina|atss|gfl|fc)_cls|conv_logits|class_labels_classifier|class_embed(\.\d+)?)\.(weight|bias)$"
 )
+# The layers that do so where a box's deltas are of each label.
+LABELLED_DELTAS = re.compile(r"(^|\.)fc_reg\.(weight|bias)$")
 
 
 def open_detector(
@@ -38,7 +41,7 @@ def open_detector(
     Args:
         start: a detector: a Hub id, a folder, or a published .pth or .safetensors. Where its labels are others, the
             layers that know them are fresh.
-        architecture: in place of `start`, with fresh heads: "retinanet", "mask_rcnn" or one of Transformers' `STAGES`,
+        architecture: in place of `start`, with fresh heads: one of `DETECTORS`, such as "retinanet", or of `STAGES`,
         backbone: on these weights: a Hub id, a folder, a published file; or a variant's name, which is from scratch.
         seed: all fresh weights follow from it.
         fields: of the configuration, its own or its backbone's, where they are not None. The default of
@@ -102,7 +105,7 @@ def _opened(start: str, fields: dict[str, Any]) -> PreTrainedModel:
         for name, value in fields.items():
             for part in parts_with(name, config):
                 setattr(part, name, value)
-        model, report = AutoModelForObjectDetection.from_pretrained(
+        model, report = opener(config).from_pretrained(
             start, config=config, dtype=torch.float32, output_loading_info=True
         )
         missing = report["missing_keys"]
@@ -125,7 +128,9 @@ def with_labels(model: PreTrainedModel, labels: dict[str, Any], start: str) -> P
     config = copy.deepcopy(model.config)
     config.id2label, config.label2id = labels["id2label"], labels["label2id"]
     fresh = type(model)(config)
-    theirs = {name: weight for name, weight in model.state_dict().items() if not LABELLED.search(name)}
+    patterns = (LABELLED, LABELLED_DELTAS) if isinstance(model, TwoStageDetector) else (LABELLED,)
+    every = model.state_dict().items()
+    theirs = {name: weight for name, weight in every if not any(pattern.search(name) for pattern in patterns)}
     fresh.load_state_dict(fresh.state_dict() | theirs)
     logger.info(f"the layers of the {len(names)} labels are new; all other weights are {start}'s")
     return fresh

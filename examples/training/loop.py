@@ -93,7 +93,8 @@ class Loop:
         if run.compile:
             model.compile()  # in place: the names of the weights stay
         decay, layer_decay = optimization.weight_decay or 0.0, optimization.layer_decay or 1.0
-        groups = parameter_groups(model, decay, layer_decay, optimization.without_decay or UNDECAYED)
+        without_decay, backbone_rate = optimization.without_decay or UNDECAYED, optimization.backbone_rate or 1.0
+        groups = parameter_groups(model, decay, layer_decay, without_decay, backbone_rate)
         optimizer = torch.optim.AdamW(groups, lr=self.schedule.peak)
         return self.accelerator.prepare(model.train(), optimizer)
 

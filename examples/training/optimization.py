@@ -17,29 +17,45 @@ from .arguments import UNDECAYED, OptimizationArguments
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, without_decay: Sequence[str] = UNDECAYED
+    model: nn.Module,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    without_decay: Sequence[str] = UNDECAYED,
+    backbone_rate: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer: each trainable parameter in exactly one, with its `weight_decay` and `lr_scale`.
 
     Args:
         model: a pyramid, with or without a head.
-        without_decay: "vectors" by their one dimension, "norms" by their module's name, all others by their own.
+        without_decay: "vectors" by their one dimension, "norms" by their module's name, "backbone_norms" those of a
+            detector's pyramid, all others by their own name.
         layer_decay: the rate falls by this factor from the head to the last block, and from each block to the one
             before it (arXiv 2106.08254). A patch embedding, and what the blocks of a stage share, have the rate of the
             stage's first block, the first patch embedding one factor less; a stage's norm has its last block's.
+        backbone_rate: a factor more for what is in a detector's `backbone`.
+
+    Raises:
+        ValueError: a rate for a backbone in a model that has none of this name.
     """
-    depth_of = _depths(model)
+    depth_of, has_backbone = _depths(model), any(_in_backbone(name) for name, _ in model.named_parameters())
+    if backbone_rate != 1.0 and not has_backbone:
+        raise ValueError(f"--backbone_rate is for a detector's backbone, which a {type(model).__name__} is not on.")
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kinds = {
                 "vectors" if parameter.ndim == 1 else name.rpartition(".")[2],
                 *(["norms"] if "norm" in name else []),
+                *(["backbone_norms"] if "norm" in name and name.startswith("backbone.") else []),
             }
             decays = kinds.isdisjoint(without_decay)
-            key = (layer_decay ** (depth_of.head - depth_of(name)), weight_decay if decays else 0.0)
-            groups[key].append(parameter)
+            scale = layer_decay ** (depth_of.head - depth_of(name)) * (backbone_rate if _in_backbone(name) else 1.0)
+            groups[scale, weight_decay if decays else 0.0].append(parameter)
     return [{"params": params, "lr_scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
+
+
+def _in_backbone(name: str) -> bool:
+    return "backbone" in name.split(".")
 
 
 class _Depth:

@@ -1,6 +1,7 @@
 """Transformers' own detectors on a pyramid: DETR (arXiv 2005.12872) and its successors, which ask for objects by query.
 
-They bring their own losses and image processors. None of them is published on these pyramids but PVT + DETR.
+They bring their own losses and image processors. None of them is published on these pyramids but PVT + DETR, which
+learns as it was published: with the losses of every decoder layer, which change nothing in the network.
 """
 
 import copy
@@ -10,6 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+import hf_pvt
+from hf_pvt.detection.modeling_detr import PUBLISHED_SETTINGS
 
 # The maps that each one reads.
 STAGES = {
@@ -34,8 +38,12 @@ def query_detector(
         raise ValueError(f"{architecture} takes images of 3 channels, the backbone {pyramid.num_channels}.")
     config: Any = copy.deepcopy(pyramid)
     config.set_output_features_output_indices(out_features=STAGES[architecture], out_indices=None)
-    chosen = AutoConfig.for_model(architecture, backbone_config=config, **labels)
-    model = AutoModelForObjectDetection.from_config(chosen, dtype=torch.float32)
+    if architecture == "detr":
+        detr = AutoConfig.for_model(architecture, backbone_config=config, **PUBLISHED_SETTINGS, **labels)
+        model = hf_pvt.DetrForObjectDetection(detr)
+    else:
+        chosen = AutoConfig.for_model(architecture, backbone_config=config, **labels)
+        model = AutoModelForObjectDetection.from_config(chosen, dtype=torch.float32)
     if weights is not None:
         backbone = model.model.backbone.model
         trained, report = type(backbone).from_pretrained(weights, config=config, output_loading_info=True)
@@ -44,6 +52,16 @@ def query_detector(
             raise ValueError(f"{weights} cannot start a {type(model).__name__}: it has no {missing}.")
         backbone.load_state_dict(trained.state_dict())
     return model
+
+
+def opener(config: PreTrainedConfig) -> Any:
+    """The class whose `from_pretrained` opens a saved detector to train on.
+
+    A DETR that Transformers has trained with its `auxiliary_loss` is another network, and stays Transformers' own.
+    """
+    if config.model_type == "detr" and not config.auxiliary_loss:
+        return hf_pvt.DetrForObjectDetection
+    return AutoModelForObjectDetection
 
 
 def query_processor(config: PreTrainedConfig, **settings: Any) -> BaseImageProcessor:

@@ -12,13 +12,23 @@ from .configuration_pvt import PvtConfig
 from .configuration_pvt_v2 import PvtV2Config
 from .cpu_packing import pack_for_cpu
 from .detection.auto_detectors import register_detectors as _register_detectors
+from .detection.configuration_atss import AtssConfig
+from .detection.configuration_cascade_mask_rcnn import CascadeMaskRcnnConfig
+from .detection.configuration_gfl import GflConfig
 from .detection.configuration_mask_rcnn import MaskRcnnConfig
 from .detection.configuration_retinanet import RetinaNetConfig
+from .detection.configuration_sparse_rcnn import SparseRcnnConfig
 from .detection.drawing_detections import draw_detections
 from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
+from .detection.modeling_atss import AtssForObjectDetection
+from .detection.modeling_cascade_mask_rcnn import CascadeMaskRcnnForInstanceSegmentation
+from .detection.modeling_detr import DetrForObjectDetection
+from .detection.modeling_gfl import GflForObjectDetection
 from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .detection.modeling_retinanet import RetinaNetForObjectDetection
+from .detection.modeling_sparse_rcnn import SparseRcnnForObjectDetection
 from .detection.original_detectors import register_original_detectors as _register_original_detectors
+from .detection.original_detr import register_original_detr as _register_original_detr
 from .detection.published_detectors import PUBLISHED_DETECTORS, detector_config
 from .drawing import draw_segmentation
 from .image_processing_pvt import (
@@ -60,6 +70,13 @@ __version__ = _version("hf_pvt")
 __all__ = [
     "PUBLISHED_DETECTORS",
     "VARIANTS",
+    "AtssConfig",
+    "AtssForObjectDetection",
+    "CascadeMaskRcnnConfig",
+    "CascadeMaskRcnnForInstanceSegmentation",
+    "DetrForObjectDetection",
+    "GflConfig",
+    "GflForObjectDetection",
     "MaskRcnnConfig",
     "MaskRcnnForInstanceSegmentation",
     "P2tBackbone",
@@ -87,6 +104,8 @@ __all__ = [
     "PvtV2PreTrainedModel",
     "RetinaNetConfig",
     "RetinaNetForObjectDetection",
+    "SparseRcnnConfig",
+    "SparseRcnnForObjectDetection",
     "ade20k_id2label",
     "ade20k_palette",
     "classification_image_processor",
@@ -108,3 +127,4 @@ __all__ = [
 _register()
 _register_detectors()
 _register_original_detectors()
+_register_original_detr()

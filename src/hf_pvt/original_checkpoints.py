@@ -42,8 +42,8 @@ def load_original(
         path: a .pth or .safetensors file: the published PVT, PVTv2 or P2T classification checkpoint (bare, or under
             `model` or `state_dict`, with or without `module.` before every key), a timm PVTv2 state dict (or timm's
             folder with it, or that of its `features_only` model), MMSegmentation's Semantic FPN, or MMDetection's
-            RetinaNet, Mask R-CNN or Faster R-CNN (2.x, and 3.x with its own PVT and PVTv2), whose `meta` names the
-            labels; optimizer state and auxiliary heads are left.
+            RetinaNet, ATSS, GFL, Faster, Mask, Cascade or Sparse R-CNN (2.x, and 3.x with its own PVT and PVTv2) or
+            DETR (2.x), whose `meta` names the labels; optimizer state and auxiliary heads are left.
         num_channels: of the images, where they are others than the checkpoint's: see `for_channels`.
         config_overrides: configuration fields to set, such as `id2label`, or `image_size=(height, width)` for a PVT
             whose position embeddings belong to images that are not square; those that a detector lacks are its
@@ -52,7 +52,8 @@ def load_original(
     Returns:
         The detector, segmenter or image classifier where the checkpoint has such a head, the base model where it has
         none. Where nothing names them, 1,000 classes are ImageNet's, the 150 labels of a segmenter ADE20K's and the 80
-        of a detector COCO's. The palette of a segmenter's labels, where there is one, is `config.palette`.
+        of a detector COCO's. The palette of a segmenter's labels, where there is one, is `config.palette`. DETR is
+        Transformers' own model, with the published losses: `hf_pvt.DetrForObjectDetection`.
 
     Raises:
         FileNotFoundError: there is no such file.

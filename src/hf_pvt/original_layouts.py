@@ -5,6 +5,7 @@ The sources are the authors' PVT, PVTv2 and P2T, timm's PVTv2, and MMSegmentatio
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -108,17 +109,21 @@ class Layout:
         projection = re.search(rf"\.attention\.({'|'.join(self.joined)})\.", ours)
         return self.joined.index(projection[1]) if projection else None
 
+    def count(self, ours: str) -> int:
+        """How many projections share a matrix with our weight `ours`, which is one of them."""
+        return len(self.joined)
+
     def shape(self, ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape there of our weight `ours`."""
         if self.place(ours) is not None:
-            return (len(self.joined) * shape[0], *shape[1:])
+            return (self.count(ours) * shape[0], *shape[1:])
         return (*shape, 1, 1) if re.search(self.pointwise, ours) else shape
 
     def part(self, theirs: Tensor, ours: str) -> Tensor:
         """Our weight `ours` out of the source's tensor of that name and shape."""
         place = self.place(ours)
         if place is not None:
-            return theirs.chunk(len(self.joined))[place]
+            return theirs.chunk(self.count(ours))[place]
         return theirs.flatten(1) if re.search(self.pointwise, ours) else theirs
 
     def whole(self, weight: Tensor, ours: str) -> Tensor:
@@ -161,11 +166,12 @@ LAYOUTS: list[Layout] = [
 def to_original(model: PreTrainedModel, layout: Layout) -> StateDict:
     """The weights of `model` as a source names and shapes them: what `load_original` reads, backwards, to the bit."""
     weights: StateDict = {}
+    parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for name, weight in model.state_dict().items():
         ours = name.removeprefix(f"{model.base_model_prefix}.")
         theirs, place = layout.name(ours), layout.place(ours)
         if place is None:
             weights[theirs] = layout.whole(weight, ours)
-        else:  # every attention holds them in this order
-            weights[theirs] = torch.cat((weights[theirs], weight)) if place else weight
-    return weights
+        else:
+            parts[theirs][place] = weight
+    return weights | {name: torch.cat([of_name[place] for place in sorted(of_name)]) for name, of_name in parts.items()}

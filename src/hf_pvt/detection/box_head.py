@@ -4,12 +4,13 @@ Legend: see the folder's `__init__`; here n proposals, C channels, S the side of
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..drawn_layers import DrawnLinear
+from ..synchronized_batch_norm import ConvNormReLU
 
 
 class BoxHead(nn.Module):
@@ -18,15 +19,20 @@ class BoxHead(nn.Module):
     Drawn as meant. As run, MMDetection 2.13 draws Xavier normal over all linears, the last two as well.
     """
 
+    linears: ClassVar[int] = 2
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         labels, hidden = config.num_labels or 0, config.box_hidden_size
-        pooled = config.fpn_hidden_size * config.box_pool_size**2
-        shared = partial(DrawnLinear, out_features=hidden, draw=init.xavier_normal_)
-        self.shared_fcs = nn.ModuleList((shared(pooled), shared(hidden)))
-        std = config.initializer_range
-        self.fc_cls = DrawnLinear(hidden, labels + 1, draw=partial(init.normal_, std=std))
-        self.fc_reg = DrawnLinear(hidden, labels * 4, draw=partial(init.normal_, std=std / 10))
+        widths = (config.fpn_hidden_size * config.box_pool_size**2, *[hidden] * self.linears)
+        self.shared_fcs = nn.ModuleList(
+            DrawnLinear(width, hidden, draw=init.xavier_normal_) for width in widths[: self.linears]
+        )
+        self.fc_cls = self.build_last(hidden, labels + 1, config.initializer_range)
+        self.fc_reg = self.build_last(hidden, labels * 4, config.initializer_range / 10)
+
+    def build_last(self, inputs: int, outputs: int, std: float) -> nn.Module:
+        return DrawnLinear(inputs, outputs, draw=partial(init.normal_, std=std))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled maps (n, C, S, S) -> logits (n, K + 1) and deltas (n, K, 4)."""
@@ -34,3 +40,25 @@ class BoxHead(nn.Module):
         for linear in self.shared_fcs:
             hidden = linear(hidden).relu_()
         return self.fc_cls(hidden), self.fc_reg(hidden).unflatten(1, (-1, 4))
+
+
+class ConvolvedBoxHead(BoxHead):
+    """3x3 convolutions with batch norm in front of a single linear (after arXiv 1803.08494, section 4.2).
+
+    Drawn as run by MMDetection 2.13 for the published weights: Xavier normal over all linears.
+    """
+
+    linears = 1
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        width = config.fpn_hidden_size
+        self.shared_convs = nn.ModuleList(ConvNormReLU(width, width) for _ in range(config.num_box_convs))
+
+    def build_last(self, inputs: int, outputs: int, std: float) -> nn.Module:
+        return DrawnLinear(inputs, outputs, draw=init.xavier_normal_)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        for conv in self.shared_convs:
+            pooled = conv(pooled)  # (n, C, S, S)
+        return super().forward(pooled)

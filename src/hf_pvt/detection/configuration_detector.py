@@ -1,7 +1,8 @@
-"""What the configurations of the detectors share: the backbone's, the neck, anchors, and what is kept in the end."""
+"""What the configurations of all detectors share: the backbone's, the neck, and how much is kept in the end."""
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -10,6 +11,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..configuration_pvt_v2 import PvtV2Config
 from ..variants import CONFIG_CLASSES
+
+# A dense detector's predictions, which its output and its exported file hold, as far as it has them.
+RAW_OUTPUTS = ("logits", "box_deltas", "centerness", "box_distributions")
 
 
 @strict
@@ -24,26 +28,17 @@ class DetectorConfig(PreTrainedConfig):
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     fpn_hidden_size: int = 256
     strides: list[int] | tuple[int, ...] = (4, 8, 16, 32, 64)
-    anchor_scales: list[float | int] | tuple[float | int, ...] = (8,)
-    anchor_ratios: list[float | int] | tuple[float | int, ...] = (0.5, 1, 2)
     size_divisor: int = 32
-    score_threshold: float | int = 0.05
-    nms_threshold: float | int = 0.5
     max_detections: int = 100
-    initializer_range: float = 0.01
 
-    positive_numbers: ClassVar[tuple[str, ...]] = (
-        "fpn_hidden_size",
-        "size_divisor",
-        "max_detections",
-        "initializer_range",
-    )
-    shares: ClassVar[tuple[str, ...]] = ("score_threshold", "nms_threshold")
+    positive_numbers: ClassVar[tuple[str, ...]] = ("fpn_hidden_size", "size_divisor", "max_detections")
+    positive_lists: ClassVar[tuple[str, ...]] = ("strides",)
+    shares: ClassVar[tuple[str, ...]] = ()
     # Pairs of overlaps: below the first an anchor is background, from the second on it is positive.
     bounds: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     # What the Trainer does not gather over a whole evaluation: the raw outputs of all anchors.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict", "logits", "box_deltas"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["loss_dict", *RAW_OUTPUTS]
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = self._with_levels(as_config(self.backbone_config))
@@ -80,13 +75,9 @@ class DetectorConfig(PreTrainedConfig):
         """The smallest height and width in pixels."""
         return getattr(self.backbone_config, "minimum_image_size", 32)
 
-    @property
-    def anchors_per_place(self) -> int:
-        return len(self.anchor_scales) * len(self.anchor_ratios)
-
-    def validate_anchors(self) -> None:
-        """Positive strides, scales and ratios, at least one of each."""
-        for name in ("strides", "anchor_scales", "anchor_ratios"):
+    def validate_positive_lists(self) -> None:
+        """Positive strides, scales and the like, at least one of each."""
+        for name in self.positive_lists:
             values = getattr(self, name)
             if not values or not all(value > 0 and math.isfinite(value) for value in values):
                 raise ValueError(f"`{name}` must be positive numbers, at least one, got {list(values)}.")
@@ -105,6 +96,12 @@ class DetectorConfig(PreTrainedConfig):
                     f"`{negative}` must not exceed `{positive}`, got {getattr(self, negative)} and "
                     f"{getattr(self, positive)}."
                 )
+
+
+def check_stds(name: str, stds: Sequence[float]) -> None:
+    """Four positive numbers that a box's deltas are divided by."""
+    if len(stds) != 4 or not all(0 < std < math.inf for std in stds):
+        raise ValueError(f"`{name}` must be four positive numbers, got {list(stds)}.")
 
 
 def as_config(backbone: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
@@ -128,7 +125,7 @@ def as_config(backbone: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedC
 
 
 def divided(
-    overrides: dict[str, Any], detector: type[DetectorConfig], backbone: type[PreTrainedConfig]
+    overrides: dict[str, Any], detector: type[PreTrainedConfig], backbone: type[PreTrainedConfig]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fields of the detector, and those that only its backbone has."""
     of_backbone = {field.name for field in fields(backbone)} - {field.name for field in fields(detector)}

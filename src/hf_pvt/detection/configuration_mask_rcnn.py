@@ -1,15 +1,15 @@
 """Configuration of Mask R-CNN (arXiv 1703.06870) and, without masks, Faster R-CNN (arXiv 1506.01497)."""
 
-import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_detector import DetectorConfig
+from .configuration_detector import check_stds
+from .configuration_two_stage import TwoStageConfig
 
 
 @strict
-class MaskRcnnConfig(DetectorConfig):
+class MaskRcnnConfig(TwoStageConfig):
     r"""
     Configuration of a Mask R-CNN, `model_type` "mask_rcnn", on any backbone; the defaults are those of
     [org/mask-rcnn-pvt-v2-b0](https://huggingface.co/org/mask-rcnn-pvt-v2-b0) but for the number of labels and the
@@ -71,50 +71,11 @@ class MaskRcnnConfig(DetectorConfig):
     """
 
     model_type = "mask_rcnn"
-    positive_numbers: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.positive_numbers,
-        "rpn_samples",
-        "rpn_candidates",
-        "rpn_training_candidates",
-        "max_proposals",
-        "box_samples",
-        "box_pool_size",
-        "box_hidden_size",
-        "mask_pool_size",
-        "num_mask_convs",
-    )
-    shares: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.shares,
-        "rpn_positive_iou",
-        "rpn_negative_iou",
-        "rpn_nms_threshold",
-        "box_positive_iou",
-    )
+    shares: ClassVar[tuple[str, ...]] = (*TwoStageConfig.shares, "box_positive_iou")
 
-    bounds: ClassVar[tuple[tuple[str, str], ...]] = (("rpn_negative_iou", "rpn_positive_iou"),)
-
-    with_masks: bool = True
-    rpn_positive_iou: float | int = 0.7
-    rpn_negative_iou: float | int = 0.3
-    rpn_samples: int = 256
-    rpn_nms_threshold: float | int = 0.7
-    rpn_candidates: int = 1000
-    rpn_training_candidates: int = 2000
-    max_proposals: int = 1000
     box_positive_iou: float | int = 0.5
-    box_samples: int = 512
     box_stds: list[float] | tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
-    box_pool_size: int = 7
-    box_hidden_size: int = 1024
-    mask_pool_size: int = 14
-    num_mask_convs: int = 4
 
     def validate_mask_rcnn(self) -> None:
-        """A stride for each of the backbone's maps and the pooled one, and four positive numbers to divide by."""
-        if len(self.strides) != self.backbone_levels + 1:
-            raise ValueError(
-                f"`strides` has {len(self.strides)} values, expected {self.backbone_levels} for the backbone's maps "
-                f"and one more: {list(self.strides)}."
-            )
-        if len(self.box_stds) != 4 or not all(0 < std < math.inf for std in self.box_stds):
-            raise ValueError(f"`box_stds` must be four positive numbers, got {list(self.box_stds)}.")
+        """Four positive numbers to divide by."""
+        check_stds("box_stds", self.box_stds)

@@ -1,15 +1,14 @@
 """Configuration of RetinaNet (arXiv 1708.02002)."""
 
-import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_detector import DetectorConfig
+from .configuration_dense_detector import DenseDetectorConfig
 
 
 @strict
-class RetinaNetConfig(DetectorConfig):
+class RetinaNetConfig(DenseDetectorConfig):
     r"""
     Configuration of a RetinaNet, `model_type` "retinanet", on any backbone; the defaults are those of
     [org/retinanet-pvt-v2-b0](https://huggingface.co/org/retinanet-pvt-v2-b0) but for the number of labels and the
@@ -53,31 +52,11 @@ class RetinaNetConfig(DetectorConfig):
     """
 
     model_type = "retinanet"
-    backbone_levels: ClassVar[int] = 3
-    positive_numbers: ClassVar[tuple[str, ...]] = (
-        *DetectorConfig.positive_numbers,
-        "num_head_convs",
-        "candidates_per_level",
-    )
-    shares: ClassVar[tuple[str, ...]] = (*DetectorConfig.shares, "positive_iou", "negative_iou", "focal_alpha")
+    shares: ClassVar[tuple[str, ...]] = (*DenseDetectorConfig.shares, "positive_iou", "negative_iou", "focal_alpha")
 
     bounds: ClassVar[tuple[tuple[str, str], ...]] = (("negative_iou", "positive_iou"),)
 
-    num_head_convs: int = 4
-    strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
     anchor_scales: list[float | int] | tuple[float | int, ...] = tuple(4 * 2 ** (third / 3) for third in range(3))
     positive_iou: float | int = 0.5
     negative_iou: float | int = 0.4
     focal_alpha: float | int = 0.25
-    focal_gamma: float | int = 2.0
-    candidates_per_level: int = 1000
-
-    def validate_retinanet(self) -> None:
-        """A stride for each of the backbone's maps or more, and a focusing parameter that does not turn the loss."""
-        if len(self.strides) < self.backbone_levels:
-            raise ValueError(
-                f"`strides` has {len(self.strides)} values, expected {self.backbone_levels} for the backbone's maps or "
-                f"more: {list(self.strides)}."
-            )
-        if not 0 <= self.focal_gamma < math.inf:
-            raise ValueError(f"`focal_gamma` must not be negative, got {self.focal_gamma}.")

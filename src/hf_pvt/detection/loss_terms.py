@@ -8,10 +8,11 @@ from torch import Tensor, distributed
 
 
 class LossTerm(NamedTuple):
-    """A sum over a batch, and the number of what it is the mean of."""
+    """A sum over a batch, and the number of what it is the mean of, or `least` where there are fewer."""
 
     total: Tensor
     number: float
+    least: float = 0.0
 
 
 def means(terms: Mapping[str, LossTerm], over_processes: bool) -> dict[str, Tensor]:
@@ -27,4 +28,7 @@ def means(terms: Mapping[str, LossTerm], over_processes: bool) -> dict[str, Tens
         shared = counts.to(next(iter(terms.values())).total.device)  # NCCL adds up on GPUs alone
         distributed.all_reduce(shared)
         counts = shared.cpu() / distributed.get_world_size()
-    return {name: term.total / (count or 1) for (name, term), count in zip(terms.items(), counts.tolist(), strict=True)}
+    return {
+        name: term.total / (max(count, term.least) or 1)
+        for (name, term), count in zip(terms.items(), counts.tolist(), strict=True)
+    }

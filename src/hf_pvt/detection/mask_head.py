@@ -9,20 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..drawn_layers import DrawnConvTranspose2d, KaimingConv2d, kaiming
+from ..drawn_layers import DrawnConv2d, DrawnConvTranspose2d, KaimingConv2d, kaiming
 from .loss_terms import LossTerm
 from .torchvision_ops import torchvision_ops
 
 
 class MaskHead(nn.Module):
-    """3x3 convolutions, doubling, and a 1x1 convolution to one map for each label."""
+    """3x3 convolutions, doubling, and a 1x1 convolution to one map for each label.
 
-    def __init__(self, config: Any) -> None:
+    Args:
+        draws: how the last two layers are drawn at first, if not as the others.
+    """
+
+    def __init__(self, config: Any, **draws: Any) -> None:
         super().__init__()
         width = config.fpn_hidden_size
         self.convs = nn.ModuleList(KaimingConv2d(width, width, 3, padding=1) for _ in range(config.num_mask_convs))
-        self.upsample = DrawnConvTranspose2d(width, width, kernel_size=2, stride=2, draw=kaiming)
-        self.conv_logits = KaimingConv2d(width, config.num_labels or 0, kernel_size=1)
+        draws = {"draw": kaiming} | draws
+        self.upsample = DrawnConvTranspose2d(width, width, kernel_size=2, stride=2, **draws)
+        self.conv_logits = DrawnConv2d(width, config.num_labels or 0, kernel_size=1, **draws)
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pooled maps (n, C, S, S) -> the logits (n, 2S, 2S) of each box's label (n,)."""

@@ -24,7 +24,8 @@ from ..feature_pyramid import FeaturePyramid
 from ..input_channels import InputChannelsMixin
 from ..modeling_pyramid import check_pixel_values
 from ..remote_code import remote_auto_map, write_remote_code
-from .configuration_detector import DetectorConfig, divided
+from ..synchronized_batch_norm import SynchronizedBatchNorm2d
+from .configuration_detector import RAW_OUTPUTS, DetectorConfig, divided
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
 from .loss_terms import LossTerm, means
 from .roi_pooling import at_least_float32
@@ -46,7 +47,8 @@ class DetectorOutput(ModelOutput):
     pred_labels: (B, D), -1 where there is no detection.
     pred_boxes: (B, D, 4), centre x, centre y, width and height as shares of the image's size inside its padding.
     pred_masks: (B, D, 28, 28), probabilities of the label's mask inside the box.
-    logits, box_deltas: a dense detector's raw outputs (B, A, K) and (B, A, 4), level after level.
+    logits, box_deltas, centerness, box_distributions: a dense detector's raw outputs (B, A, K), (B, A, 4), (B, A) and
+        (B, A, 4 * distances), side after side; level after level, as far as it has them.
 
     In training there are no detections.
     """
@@ -59,6 +61,8 @@ class DetectorOutput(ModelOutput):
     pred_masks: Tensor | None = None
     logits: Tensor | None = None
     box_deltas: Tensor | None = None
+    centerness: Tensor | None = None
+    box_distributions: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -155,6 +159,10 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
         """What the heads that see every place say of the levels (B, D, H_i, W_i)."""
         raise NotImplementedError
 
+    def predict_inside(self, levels: list[Tensor], sizes: list[Size]) -> dict[str, Tensor]:
+        """What heads say that look at places inside the images, for the loss and for the detections."""
+        return {}
+
     def losses(
         self, levels: list[Tensor], predictions: dict[str, Tensor], objects: list[GroundTruth], sizes: list[Size]
     ) -> dict[str, LossTerm]:
@@ -198,9 +206,10 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
         # What follows the network depends on values; a file can hold the raw outputs.
         if "logits" not in predictions:
             raise NotImplementedError(
-                f"{type(self).__name__} cannot be exported: its second stage depends on the proposals of the first."
+                f"{type(self).__name__} cannot be exported: a later stage depends on the boxes of the one before."
             )
-        return DetectorOutput(logits=predictions["logits"], box_deltas=predictions["box_deltas"])
+        raw: dict[str, Any] = {name: predictions.get(name) for name in RAW_OUTPUTS}
+        return DetectorOutput(**raw)
 
     def encode(self, pixel_values: Tensor, **kwargs: Any) -> tuple[list[Tensor], dict[str, Tensor], Any]:
         """The neck's levels, the dense predictions, and the backbone's output: one graph for a compiler."""
@@ -225,9 +234,10 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
     ) -> DetectorOutput:
         """With loss and detections, whose shapes depend on values; boxes and losses are computed in float32."""
         sizes = valid_sizes(pixel_values, pixel_mask)
-        found: dict[str, Any] = {name: predictions.get(name) for name in ("logits", "box_deltas")}
+        found: dict[str, Any] = {name: predictions.get(name) for name in RAW_OUTPUTS}
         found |= {"hidden_states": features.hidden_states, "attentions": features.attentions}
         predictions = {name: at_least_float32(prediction) for name, prediction in predictions.items()}
+        predictions |= self.predict_inside(levels, sizes)
         if labels is not None:
             objects = ground_truth(labels, pixel_values, sizes, self.num_labels, self.has_masks)
             terms = self.losses(levels, predictions, objects, sizes)
@@ -273,3 +283,5 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
         """Neck and heads draw themselves; the backbone draws its own."""
         if isinstance(module, Drawn):
             module.reset_parameters()
+        elif isinstance(module, SynchronizedBatchNorm2d):
+            super()._init_weights(module)

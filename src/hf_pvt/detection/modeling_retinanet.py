@@ -3,7 +3,6 @@
 Legend: see the folder's `__init__`; P anchors per place, D the neck's width.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,18 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..drawn_layers import DrawnConv2d
+from ..drawn_layers import RARE_AT_FIRST, DrawnConv2d
 from .anchors import per_anchor
-from .assigners import NEGATIVE, IoUAssigner
+from .assigners import IoUAssigner
 from .box_coder import encode
 from .configuration_retinanet import RetinaNetConfig
 from .loss_terms import LossTerm
 from .modeling_dense_detector import DenseDetector, Matched
 from .necks import ConvolvedNeck
-from .torchvision_ops import torchvision_ops
-
-# At first every anchor is an object with this probability (section 3.3), or the many backgrounds would decide all.
-PRIOR = 0.01
 
 
 class RetinaNetHead(nn.Module):
@@ -38,7 +33,7 @@ class RetinaNetHead(nn.Module):
         convolution = partial(DrawnConv2d, width, kernel_size=3, padding=1, draw=draw)
         self.cls_convs = nn.ModuleList(convolution(out_channels=width) for _ in range(config.num_head_convs))
         self.reg_convs = nn.ModuleList(convolution(out_channels=width) for _ in range(config.num_head_convs))
-        self.retina_cls = convolution(out_channels=anchors * self.num_labels, first_bias=-math.log((1 - PRIOR) / PRIOR))
+        self.retina_cls = convolution(out_channels=anchors * self.num_labels, first_bias=RARE_AT_FIRST)
         self.retina_reg = convolution(out_channels=anchors * 4)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -68,9 +63,11 @@ class RetinaNetForObjectDetection(DenseDetector):
         super().build_heads()
         self.bbox_head = RetinaNetHead(self.config)
 
-    def assign(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+    def assign(self, anchors: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """Every box is learnt by the anchors that fit it best, however little they do."""
-        return IoUAssigner(self.config.positive_iou, self.config.negative_iou, least=0.0)(anchors, boxes)
+        return IoUAssigner(self.config.positive_iou, self.config.negative_iou, least=0.0)(
+            torch.cat(list(anchors)), boxes
+        )
 
     def predict(self, levels: list[Tensor]) -> dict[str, Tensor]:
         logits, deltas = self.bbox_head(levels)
@@ -83,16 +80,10 @@ class RetinaNetForObjectDetection(DenseDetector):
         one; it was hardly meant.
         """
         labels, boxes, count = [], [], 0
-        for anchors, predictions, assigned, truth in batch:
-            positive = (assigned >= 0).nonzero().flatten()
-            learnt = assigned[positive]
-            target = torch.zeros_like(predictions["logits"])  # (A, K)
-            target[positive, truth.labels[learnt]] = 1
-            focal = torchvision_ops.sigmoid_focal_loss(
-                predictions["logits"], target, self.config.focal_alpha, self.config.focal_gamma
-            )
-            labels.append(focal[assigned >= NEGATIVE].sum())
-            distance = predictions["box_deltas"][positive] - encode(anchors[positive], truth.boxes[learnt])
+        for image in batch:
+            positive = image.positive
+            labels.append(image.focal_loss(self.config.focal_alpha, self.config.focal_gamma))
+            distance = image.predictions["box_deltas"][positive] - encode(image.anchors[positive], image.boxes)
             boxes.append(distance.abs().sum())
             count += max(len(positive), 1)
         return {

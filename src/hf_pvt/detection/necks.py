@@ -36,11 +36,30 @@ class ConvolvedNeck(FeaturePyramid):
         )
 
     def forward(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
-        levels, coarsest = super().forward(feature_maps), feature_maps[-1]
-        for conv in self.further_convs:
-            coarsest = strided(conv, coarsest)
-            levels.append(coarsest)
-        return levels
+        return [*super().forward(feature_maps), *further_levels(self.further_convs, feature_maps[-1])]
+
+
+class ContinuedNeck(FeaturePyramid):
+    """Further levels by 3x3 convolutions of stride 2, each of the level before it, the first of the coarsest one."""
+
+    def __init__(self, in_channels: Sequence[int], width: int, further: int) -> None:
+        super().__init__(in_channels, width)
+        self.further_convs = nn.ModuleList(
+            XavierConv2d(width, width, kernel_size=3, stride=2, padding=1) for _ in range(further)
+        )
+
+    def forward(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
+        levels = super().forward(feature_maps)
+        return [*levels, *further_levels(self.further_convs, levels[-1])]
+
+
+def further_levels(convs: nn.ModuleList, coarsest: Tensor) -> list[Tensor]:
+    """What each convolution makes of the level before it."""
+    levels = []
+    for conv in convs:
+        coarsest = strided(conv, coarsest)
+        levels.append(coarsest)
+    return levels
 
 
 def strided(conv: Any, level: Tensor) -> Tensor:

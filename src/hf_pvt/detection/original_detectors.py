@@ -1,11 +1,10 @@
 """Published detectors for `load_original`: what their checkpoints call the weights, and what the shapes tell.
 
-The sources are MMDetection 2's RetinaNet, Mask R-CNN and Faster R-CNN on the authors' pyramids, and the same on the PVT
-and PVTv2 that MMDetection has itself.
+The sources are MMDetection 2's detectors on the authors' pyramids, and the same on the PVT and PVTv2 that MMDetection
+has itself.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +17,23 @@ from ..original_labels import label_fields
 from ..original_layouts import LAYOUTS, PUBLISHED, PUBLISHED_LAYOUTS, STAGES, Layout, Renames, StateDict, per_stage
 from ..variants import CONFIG_CLASSES, variant_of
 from .auto_detectors import DETECTORS
+from .configuration_dense_detector import DenseDetectorConfig
 from .configuration_detector import divided
-from .configuration_retinanet import RetinaNetConfig
-from .published_detectors import published_detector
+from .original_heads import HEADS, LATERAL
+from .published_detectors import drop_path_rate
 
 # Ours -> MMDetection's, for neck and heads; the pyramid lies under `backbone`. Further levels are counted on there.
 DETECTOR: Renames = (
-    (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{RetinaNetConfig.backbone_levels + int(m[1])}."),
-    (r"^(neck\.(lateral|fpn)_convs\.\d+|bbox_head\.(cls|reg)_convs\.\d+|mask_head\.convs\.\d+)\.", r"\1.conv."),
-    (r"^box_head\.", r"roi_head.bbox_head."),
-    (r"^mask_head\.", r"roi_head.mask_head."),
+    (r"^neck\.further_convs\.(\d+)\.", lambda m: f"neck.fpn_convs.{DenseDetectorConfig.backbone_levels + int(m[1])}."),
+    (r"^((neck|bbox_head)\.\w+_convs\.\d+|mask_heads?(\.\d+)?\.convs\.\d+)\.(?=weight|bias)", r"\1.conv."),
+    (r"^(bbox_head\..+)\.group_norm\.", r"\1.gn."),
+    (r"^(box_heads\.\d+)\.attention\.in_proj\.", r"\1.attention.attn.in_proj_"),
+    (r"^(box_heads\.\d+)\.attention\.out_proj\.", r"\1.attention.attn.out_proj."),
+    (r"^(box_heads\.\d+)\.ffn\.0\.", r"\1.ffn.layers.0.0."),
+    (r"^(box_heads\.\d+)\.ffn\.2\.", r"\1.ffn.layers.1."),
+    (r"^box_heads?\.", r"roi_head.bbox_head."),
+    (r"^mask_heads?\.", r"roi_head.mask_head."),
+    (r"\.shared_convs\.(\d+)\.batch_norm\.", r".shared_convs.\1.bn."),
     (r"^(?!neck\.|bbox_head\.|rpn_head\.|roi_head\.)", r"backbone."),
 )
 
@@ -64,7 +70,7 @@ class DetectorLayout(Layout):
 
     def backbone_fields(self, variant: str | None) -> dict[str, Any]:
         """What of the backbone the shapes do not tell; `variant` is the published one that it is."""
-        return {"drop_path_rate": published_detector(self.detector, variant).drop_path_rate} if variant else {}
+        return {"drop_path_rate": drop_path_rate(variant)} if variant else {}
 
 
 @dataclass(frozen=True)
@@ -95,45 +101,6 @@ class OwnPyramidLayout(DetectorLayout):
 
     def whole(self, weight: Tensor, ours: str) -> Tensor:
         return weight[:, 1:] if self.lacks_class_entry(ours) else super().whole(weight, ours)
-
-
-@dataclass(frozen=True)
-class Head:
-    """How the heads of a detector are told: by the weights `needed` (ours), from which `fields` reads sizes."""
-
-    title: str
-    marker: str  # with this a key of its head begins, there
-    needed: tuple[str, ...]
-    fields: Callable[[StateDict, Layout], dict[str, Any]]
-
-
-def retinanet_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels: each anchor has one output for each, and four for its box."""
-    outputs, boxes = (shape_of(weights, layout, f"bbox_head.retina_{kind}.weight")[0] for kind in ("cls", "reg"))
-    return {"num_labels": outputs // max(boxes // 4, 1)}
-
-
-def mask_rcnn_fields(weights: StateDict, layout: Layout) -> dict[str, Any]:
-    """The number of labels, without the background, and whether there are masks."""
-    outputs, hidden = shape_of(weights, layout, "box_head.fc_cls.weight")
-    mask_head = layout.name("mask_head.")
-    return {
-        "num_labels": outputs - 1,
-        "box_hidden_size": hidden,
-        "with_masks": any(key.startswith(mask_head) for key in weights),
-    }
-
-
-HEADS = {
-    "retinanet": Head(
-        "RetinaNet",
-        "bbox_head.retina_cls.",
-        ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight"),
-        retinanet_fields,
-    ),
-    "mask_rcnn": Head("R-CNN", "roi_head.bbox_head.fc_cls.", ("box_head.fc_cls.weight",), mask_rcnn_fields),
-}
-LATERAL = "neck.lateral_convs.0.weight"
 
 
 def _authors_layout(layout: Layout, detector: str) -> DetectorLayout:

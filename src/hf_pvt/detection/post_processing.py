@@ -11,6 +11,10 @@ from .mask_pasting import paste_masks, pasted_windows
 
 Size = tuple[int, int]  # height, width
 
+# How far, in shares of the image, a box that was clipped may seem to reach over it. Sparse R-CNN's are not clipped, as
+# published, and reach over it indeed.
+ROUNDING = 1e-5
+
 
 class DetectionPostProcessing:
     """The methods of a processor that follow the model.
@@ -102,7 +106,9 @@ def _kept(outputs: Any, threshold: float, sizes: list[Size]) -> list[tuple[dict[
     every = zip(outputs.pred_scores.float(), outputs.pred_labels, outputs.pred_boxes.float(), sizes, strict=True)
     for scores, labels, boxes, (height, width) in every:
         centre, extent = boxes.chunk(2, dim=-1)  # (D, 2)
-        corners = torch.cat([centre - extent / 2, centre + extent / 2], dim=-1).clamp(0, 1)  # (D, 4)
+        corners = torch.cat([centre - extent / 2, centre + extent / 2], dim=-1)  # (D, 4)
+        inside = corners.clamp(0, 1)
+        corners = torch.where((corners - inside).abs() < ROUNDING, inside, corners)
         corners = corners * corners.new_tensor([width, height, width, height])
         kept = (scores > threshold) & (corners[:, 2:] > corners[:, :2]).all(dim=-1)
         results.append(({"scores": scores[kept], "labels": labels[kept], "boxes": corners[kept]}, kept))

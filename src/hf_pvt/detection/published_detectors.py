@@ -1,7 +1,7 @@
 """The published detectors: which variant in which detector, its size, and the precision that the authors report.
 
 This table is the only place for these numbers, as `VARIANTS` is for the pyramids'. Average precisions on COCO val2017
-are reported in the authors' repositories (12 epochs of training), not measured here.
+are reported in the authors' repositories (12 or 36 epochs of training), not measured here.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,14 @@ class PublishedDetector:
     variant: str
     drop_path_rate: float
     parameters: int  # with COCO's 80 labels
-    gmacs_800x1280: float  # of Mask R-CNN with 1,000 proposals and 100 masks
+    gmacs_800x1280: float  # of the R-CNNs with 1,000 proposals and 100 masks, of the sparse one with its 300
     box_ap_reported: float  # COCO val2017, %
     mask_ap_reported: float | None = None
+
+    @property
+    def schedule(self) -> str:
+        """How long they were trained: "1x" are 12 epochs, "3x" are 36."""
+        return "3x" if self.model_type in _FURTHER else "1x"
 
     @property
     def name(self) -> str:
@@ -55,33 +60,42 @@ _ROWS: dict[str, tuple[float, tuple[int, float, float], tuple[int, float, float,
     "p2t-large": (0.3, (64_413_748, 471.23, 47.2), (74_036_272, 489.70, 48.3, 43.5)),
 }
 
+# Detector: variant: parameters, GMACs, box AP, and mask AP where there are masks.
+_FURTHER: dict[str, dict[str, tuple[int, float, float] | tuple[int, float, float, float]]] = {
+    "atss": {"pvt-v2-b2-li": (30_156_058, 193.52, 48.9), "pvt-v2-b2": (32_965_402, 257.04, 49.9)},
+    "gfl": {"pvt-v2-b2-li": (30_301_273, 196.62, 49.2), "pvt-v2-b2": (33_110_617, 260.13, 50.2)},
+    "cascade_mask_rcnn": {
+        "pvt-v2-b2-li": (80_043_122, 723.46, 50.9, 44.0),
+        "pvt-v2-b2": (82_852_466, 786.97, 51.1, 44.4),
+    },
+    "sparse_rcnn": {"pvt-v2-b2-li": (104_154_472, 154.22, 48.9), "pvt-v2-b2": (106_963_816, 217.73, 50.1)},
+}
+
+
+def drop_path_rate(variant: str) -> float:
+    """With which the authors train detectors on a variant, whichever they are."""
+    return _ROWS[variant][0]
+
+
 PUBLISHED_DETECTORS: dict[str, PublishedDetector] = {
     row.name: row
     for row in (
         *(PublishedDetector("retinanet", variant, rate, *facts) for variant, (rate, facts, _) in _ROWS.items()),
         *(PublishedDetector("mask_rcnn", variant, rate, *facts) for variant, (rate, _, facts) in _ROWS.items()),
+        *(
+            PublishedDetector(detector, variant, drop_path_rate(variant), *facts)
+            for detector, variants in _FURTHER.items()
+            for variant, facts in variants.items()
+        ),
     )
 }
 
 
-def published_detector(model_type: str, variant: str) -> PublishedDetector:
-    """The row of a detector on a variant.
-
-    Raises:
-        ValueError: there is none; the message lists the known names.
-    """
-    if model_type not in DETECTORS:
-        raise ValueError(f"unknown detector {model_type!r}, expected one of: {', '.join(DETECTORS)}.")
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}, expected one of: {', '.join(VARIANTS)}.")
-    return next(row for row in PUBLISHED_DETECTORS.values() if (row.model_type, row.variant) == (model_type, variant))
-
-
 def detector_config(detector: str, variant: str, **overrides: Any) -> DetectorConfig:
-    """The configuration of a published detector on a variant, with COCO's 80 labels.
+    """The configuration of a detector on a variant as published, or as it would be, with COCO's 80 labels.
 
     Args:
-        detector: "retinanet" or "mask_rcnn".
+        detector: a model type, such as "retinanet".
         variant: such as "pvt-v2-b2".
         overrides: fields to set, of the detector, such as `num_labels=3` or `with_masks=False`, or, where only that has
             them, of the backbone, such as `drop_path_rate=0.2`.
@@ -89,12 +103,15 @@ def detector_config(detector: str, variant: str, **overrides: Any) -> DetectorCo
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
-    row = published_detector(detector, variant)
+    if detector not in DETECTORS:
+        raise ValueError(f"unknown detector {detector!r}, expected one of: {', '.join(DETECTORS)}.")
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}, expected one of: {', '.join(VARIANTS)}.")
     config_class: Any = DETECTORS[detector].config_class
     own, of_backbone = divided(overrides, config_class, CONFIG_CLASSES[VARIANTS[variant].model_type])
     if not {"id2label", "label2id", "num_labels"} & own.keys():
         own = coco_fields() | own
-    backbone = variant_config(variant, **{"drop_path_rate": row.drop_path_rate} | of_backbone)
+    backbone = variant_config(variant, **{"drop_path_rate": drop_path_rate(variant)} | of_backbone)
     config: DetectorConfig = config_class(**{"backbone_config": backbone} | own)
     return config
 

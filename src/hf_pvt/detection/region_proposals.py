@@ -29,7 +29,7 @@ class RegionProposalNetwork(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         width, anchors = config.fpn_hidden_size, config.anchors_per_place
-        self.nms_threshold, self.max_proposals = config.rpn_nms_threshold, config.max_proposals
+        self.nms_threshold = config.rpn_nms_threshold
         self.anchors = Anchors.of(config)
         convolution = partial(DrawnConv2d, draw=partial(init.normal_, std=config.initializer_range))
         self.rpn_conv = convolution(width, width, kernel_size=3, padding=1)
@@ -59,7 +59,7 @@ class RegionProposalNetwork(nn.Module):
         anchors, count = torch.cat(self.anchors(levels)), 0
         entropies, distances = [], []
         for image, (truth, size) in enumerate(zip(objects, sizes, strict=True)):
-            inside = self.anchors.inside(levels, size)
+            inside = self.trained(levels, anchors, size)
             candidates = anchors[inside]
             objectness, deltas = (predictions[name][image][inside] for name in ("objectness", "proposal_deltas"))
             assigned = self.assign(candidates, truth.boxes)
@@ -68,18 +68,31 @@ class RegionProposalNetwork(nn.Module):
             target = (torch.arange(len(chosen), device=chosen.device) < len(positive)).to(chosen.dtype)
             entropies.append(F.binary_cross_entropy_with_logits(chosen, target, reduction="sum"))
             wanted = encode(candidates[positive], truth.boxes[assigned[positive]])
-            distances.append((deltas[positive] - wanted).abs().sum())
+            distances.append(self.distance(deltas[positive], wanted))
             count += max(len(positive), 1) + max(len(negative), 1)
         return {
             "loss_rpn_cls": LossTerm(torch.stack(entropies).sum(), count),
             "loss_rpn_bbox": LossTerm(torch.stack(distances).sum(), count),
         }
 
+    def trained(self, levels: Sequence[Tensor], anchors: Tensor, size: Size) -> Tensor:
+        """Which of all anchors (A, 4) count in training, for an image of this size: (A,)."""
+        return self.anchors.inside(levels, size)
+
+    def distance(self, deltas: Tensor, wanted: Tensor) -> Tensor:
+        """The sum of what deltas (n, 4) lack."""
+        return F.l1_loss(deltas, wanted, reduction="sum")
+
     @torch.no_grad()
     def propose(
-        self, levels: Sequence[Tensor], predictions: dict[str, Tensor], sizes: Sequence[Size], candidates: int
+        self,
+        levels: Sequence[Tensor],
+        predictions: dict[str, Tensor],
+        sizes: Sequence[Size],
+        candidates: int,
+        most: int,
     ) -> list[Tensor]:
-        """The best boxes (n, 4) of each image, the best first: `candidates` of each level, then NMS within it."""
+        """At most `most` boxes (n, 4) of each image, the best first: `candidates` of each level, then NMS within it."""
         anchors = self.anchors(levels)
         counts = [len(level) for level in anchors]
         proposals = []
@@ -91,12 +104,12 @@ class RegionProposalNetwork(nn.Module):
                 boxes.append(decode(level_anchors[best], deltas[best], size=size))
                 scores.append(objectness[best].sigmoid())
                 level.append(torch.full_like(best, index))
-            proposals.append(self.without_overlaps(torch.cat(boxes), torch.cat(scores), torch.cat(level)))
+            proposals.append(self.without_overlaps(torch.cat(boxes), torch.cat(scores), torch.cat(level))[:most])
         return proposals
 
     def without_overlaps(self, boxes: Tensor, scores: Tensor, level: Tensor) -> Tensor:
-        """The best `max_proposals` of boxes (n, 4) with an area, where none overlaps a better one of its level much."""
+        """Of boxes (n, 4) those with an area that overlap no better one of their level much, the best first."""
         large = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         boxes, scores, level = boxes[large], scores[large], level[large]
         kept = torchvision_ops.batched_nms(boxes, scores, level, self.nms_threshold)
-        return boxes[kept[: self.max_proposals]]
+        return boxes[kept]

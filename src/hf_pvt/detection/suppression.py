@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .configuration_detector import DetectorConfig
+from .configuration_anchors import AnchorDetectorConfig
 from .torchvision_ops import torchvision_ops
 
 
@@ -22,17 +22,18 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
-def detect(boxes: Tensor, scores: Tensor, config: DetectorConfig) -> Detections:
+def detect(boxes: Tensor, scores: Tensor, config: AnchorDetectorConfig, factors: Tensor | None = None) -> Detections:
     """Of all pairs of a box and a label over the threshold, those that survive NMS within their label: the best ones.
 
     Args:
         boxes: (n, 4), or (n, K, 4) where every label has its own.
         scores: (n, K).
         config: names the two thresholds, and how many detections an image has at most.
+        factors: (n,), what the scores over the threshold are multiplied by.
     """
     box, label = (scores > config.score_threshold).nonzero(as_tuple=True)
     chosen = boxes[box] if boxes.dim() == 2 else boxes[box, label]  # (pairs, 4)
-    pair_scores = scores[box, label]
+    pair_scores = scores[box, label] if factors is None else scores[box, label] * factors[box]
     kept = torchvision_ops.batched_nms(chosen, pair_scores, label, config.nms_threshold)[: config.max_detections]
     return Detections(chosen[kept], pair_scores[kept], label[kept])
 
