@@ -1,6 +1,14 @@
 // A model of a folder beside the page, or of the Hub: its labels, its processor and its ONNX file.
 
-import { AutoConfig, AutoImageProcessor, AutoModel, env, LogLevel, Tensor } from "./vendor/transformers.min.js";
+import {
+  AutoConfig,
+  AutoImageProcessor,
+  AutoModel,
+  env,
+  LogLevel,
+  ModelFileNotFoundError,
+  Tensor,
+} from "./vendor/transformers.min.js";
 import { likeliestLabels, labelMap } from "./answers.js";
 import { FILES } from "./precisions.js";
 import { Processor } from "./processor.js";
@@ -80,6 +88,10 @@ async function read(promise, file) {
     return await promise;
   } catch (error) {
     console.error(error);
-    throw new Refusal(`${file} cannot be read; the file has to be there, whole, as conversion/export_onnx.py writes it.`);
+    throw new Refusal(
+      error instanceof ModelFileNotFoundError
+        ? `${file} is not there, or not public; save a model with its processor and run conversion/export_onnx.py on it.`
+        : `${file} cannot be opened (${error.message ?? error}); export the model again, or try another precision.`,
+    );
   }
 }
