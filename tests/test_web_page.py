@@ -23,6 +23,7 @@ from web_site import FLOWERS, PATIENCE, SCENE, build, choose, give, message, sav
 import hf_pvt
 
 MODELS = tiny_models()
+ANYBODY = {"Access-Control-Allow-Origin": "*"}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,14 @@ def open_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
         yield open_at
     assert requests
     assert not [url for url in requests if not re.match(r"(blob:)?http://127\.0\.0\.1:|data:", url)]
+
+
+@pytest.fixture
+def copied_site(site: Path, tmp_path: Path) -> Path:
+    """The page with models that a test may change."""
+    folder = shutil.copytree(site, tmp_path / "site", copy_function=os.link, ignore=shutil.ignore_patterns("models"))
+    shutil.copytree(site / "models", folder / "models")
+    return folder
 
 
 @pytest.fixture
@@ -198,29 +207,46 @@ def test_progress(page: Page) -> None:
 
 
 def test_model_of_the_hub(browser: Browser, site: Path, saved: Path, photograph: Path) -> None:
-    """An id that is entered is asked of the Hub, and of nobody else; here the Hub is a folder."""
+    """An id that is entered is asked of the Hub, and of nobody else: all files of one commit. Here it is a folder."""
     asked = []
 
     def answer(route: Route) -> None:
         asked.append(route.request.url)
-        file = saved / route.request.url.partition("/org/flowers/resolve/main/")[2]
-        headers = {"Access-Control-Allow-Origin": "*"}
-        route.fulfill(path=saved / "flowers" / file.relative_to(saved), headers=headers)
+        repository, _, path = route.request.url.partition("/resolve/0123abcd/")
+        if repository == "https://huggingface.co/api/models/org/flowers":
+            route.fulfill(json={"sha": "0123abcd"}, headers=ANYBODY)
+        elif repository == "https://huggingface.co/org/flowers":
+            route.fulfill(path=saved / "flowers" / path, headers=ANYBODY)
+        else:
+            route.fulfill(status=404, headers=ANYBODY)
 
     with served(site) as address, browser.new_context() as context:
         context.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), answer)
         page = context.new_page()
         page.goto(address)
-        page.locator("#served").select_option("")
+        page.locator("#served").select_option("of the Hub …")
         assert asked == []
+        page.locator("#id").fill("org/trees")
+        page.locator("#hub button").click()
+        assert message(page) == "huggingface.co has no public model org/trees; enter an id such as organisation/model."
         page.locator("#id").fill("org/flowers")
         page.locator("#hub button").click()
         give(page, photograph)
         expect(page.locator("#labels li")).to_have_count(5)
-    assert {url.rpartition("/main/")[2] for url in asked} == {
-        "config.json", "preprocessor_config.json", "onnx/model.onnx",
-    }  # fmt: skip
-    assert all(url.startswith("https://huggingface.co/org/flowers/resolve/main/") for url in asked)
+    files = ("config.json", "preprocessor_config.json", "onnx/model.onnx")
+    assert set(asked[2:]) == {f"https://huggingface.co/org/flowers/resolve/0123abcd/{file}" for file in files}
+
+
+def test_model_that_was_replaced(open_page: Callable[[Path], Page], copied_site: Path, photograph: Path) -> None:
+    """Under its name: browsers keep old files as long as they think fit, and would name scores by old labels."""
+    config = copied_site / "models" / "flowers" / "config.json"
+    os.utime(config, (0, 0))
+    page = open_page(copied_site)
+    give(page, photograph)
+    changed("config.json", id2label={label: f"new {name}" for label, name in FLOWERS.items()})(config.parent)
+    page.reload()
+    give(page, photograph)
+    assert page.locator("#labels .name").first.inner_text().startswith("new ")
 
 
 def test_files_that_are_no_photographs(page: Page, photograph: Path, tmp_path: Path) -> None:
@@ -290,15 +316,12 @@ def test_broken_model(
     damage: Callable[[Path], Any],
     expected: str,
     open_page: Callable[[Path], Page],
-    site: Path,
+    copied_site: Path,
     photograph: Path,
-    tmp_path: Path,
 ) -> None:
     """One sentence on the page, and another model works."""
-    folder = shutil.copytree(site, tmp_path / "site", copy_function=os.link, ignore=shutil.ignore_patterns("models"))
-    shutil.copytree(site / "models", folder / "models")
-    damage(folder / "models" / "flowers")
-    page = open_page(folder)
+    damage(copied_site / "models" / "flowers")
+    page = open_page(copied_site)
     page.locator("#file").set_input_files(photograph)
     assert expected in message(page)
     assert page.locator("#result").is_hidden()
@@ -311,7 +334,7 @@ BUILDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no-onnx": (lambda model: shutil.rmtree(model / "onnx"), "has no onnx/model.onnx; run conversion/export_onnx.py"),
     "no-config": (
         lambda model: (model / "config.json").unlink(),
-        "has no config.json; save model and processor there.",
+        "has no config.json; save model and processor",
     ),
 }
 

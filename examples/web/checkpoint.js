@@ -24,24 +24,26 @@ export class Checkpoint {
    * @param {(share: number) => void} onProgress - of the bytes, from 0 to 1
    */
   static async open({ name, hub, precision }, onProgress) {
-    // Nothing leaves for the Hub unless its models are asked for. Only those are kept in the browser's cache: a folder
-    // beside the page may hold another model tomorrow.
+    // Nothing leaves for the Hub unless its models are asked for. Only those are kept, by their commit: a folder beside
+    // the page may hold another model tomorrow, and old labels would name its scores.
     [env.allowLocalModels, env.allowRemoteModels, env.useBrowserCache] = [!hub, hub, hub];
+    env.fetch = (url, options) => fetch(url, hub ? options : { ...options, cache: "no-cache" });
+    const revision = hub ? await lastCommit(name) : "main";
     const place = hub ? `huggingface.co/${name}` : `models/${name}`;
-    const config = await read(AutoConfig.from_pretrained(name), `${place}/config.json`);
+    const config = await read(AutoConfig.from_pretrained(name, { revision }), `${place}/config.json`);
     const [, task] = config.architectures?.[0]?.match(/For(ImageClassification|SemanticSegmentation)$/) ?? [];
     if (!task) {
       const given = config.architectures?.[0] ?? "a model without architectures in its config.json";
       throw new Refusal(`${name} is ${given}; this page shows classifiers and segmenters.`);
     }
     const { config: settings } = await read(
-      AutoImageProcessor.from_pretrained(name),
+      AutoImageProcessor.from_pretrained(name, { revision }),
       `${place}/preprocessor_config.json`,
     );
     const processor = new Processor(settings);
     const device = await chooseDevice();
     const progress_callback = ({ status, loaded, total }) => status === "progress_total" && onProgress(loaded / total);
-    const options = { config, dtype: precision, device, progress_callback, use_external_data_format: false };
+    const options = { config, revision, dtype: precision, device, progress_callback, use_external_data_format: false };
     const model = await read(AutoModel.from_pretrained(name, options), `${place}/onnx/${FILES[precision]}`);
     return Object.assign(new Checkpoint(), { name, config, task, processor, model, device });
   }
@@ -72,6 +74,16 @@ export class Checkpoint {
       throw new Refusal(`${this.name} answers with scores that are no numbers on ${this.device}; try another precision.`);
     }
   }
+}
+
+async function lastCommit(name) {
+  const response = await fetch(`${env.remoteHost}api/models/${name}`).catch(() => {
+    throw new Refusal(`huggingface.co cannot be reached for ${name}; choose a model that is served beside the page.`);
+  });
+  if (!response.ok) {
+    throw new Refusal(`huggingface.co has no public model ${name}; enter an id such as organisation/model.`);
+  }
+  return (await response.json()).sha;
 }
 
 /** WebGPU where there is a graphics processor; its build of ONNX Runtime is twice as large as that without. */

@@ -7,7 +7,7 @@ const results = new Results({ canvas: at("picture"), list: at("labels"), opacity
 let worker;
 let photograph;
 
-const list = await fetch("models/models.json");
+const list = await fetch("models/models.json", { cache: "no-cache" });
 const served = list.ok ? await list.json() : [];
 at("served").replaceChildren(...served.map(({ name }) => new Option(name, name)), new Option("of the Hub …", ""));
 at("served").onchange = chooseModel;
