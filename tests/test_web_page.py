@@ -18,7 +18,7 @@ from chromium import chromium
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 from sklearn.datasets import load_sample_image
-from web_site import FLOWERS, PATIENCE, SCENE, build, choose, give, message, save, served, tiny_models
+from web_site import FLOWERS, PATIENCE, SCENE, build, choose, give, message, save, served, tiny_models, with_fewer_bits
 
 import hf_pvt
 
@@ -32,6 +32,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     for name, (model, processor) in MODELS.items():
         save(model, processor, folder / name)
+    with_fewer_bits(folder / "flowers" / "onnx")
     return folder
 
 
@@ -98,6 +99,14 @@ def outputs_of(model: str, file: Path) -> Any:
     return network(**processor(Image.open(file), return_tensors="pt"))
 
 
+def scores_of(page: Page) -> dict[str, float]:
+    """The classifier's labels with the lengths of their bars."""
+    script = (
+        "lines => lines.map((line) => [line.querySelector('.name').textContent, line.querySelector('meter').value])"
+    )
+    return dict(page.locator("#labels li").evaluate_all(script))
+
+
 def pixels_of(page: Page) -> np.ndarray:
     """The painted photograph, (H, W, 3)."""
     url = page.evaluate("document.getElementById('picture').toDataURL()")
@@ -117,11 +126,29 @@ def test_classifier(page: Page, photograph: Path) -> None:
     choose(page, "flowers")
     give(page, photograph)
     scores, labels = outputs_of("flowers", photograph).logits[0].softmax(0).sort(descending=True)
-    assert page.locator("#labels .name").all_inner_texts() == [FLOWERS[int(label)] for label in labels]
-    bars = page.locator("#labels meter").evaluate_all("bars => bars.map((bar) => bar.value)")
-    assert bars == pytest.approx(scores.tolist(), abs=1e-5)
+    assert list(scores_of(page)) == [FLOWERS[int(label)] for label in labels]
+    assert list(scores_of(page).values()) == pytest.approx(scores.tolist(), abs=1e-5)
     assert page.locator("#labels .share").first.inner_text() == f"{100 * scores[0]:.1f} %"
     assert np.array_equal(pixels_of(page), load_sample_image("china.jpg"))
+
+
+def test_precisions(page: Page, photograph: Path) -> None:
+    """16 and 8 bits where a model has them; a model that has not goes back to 32."""
+    choose(page, "flowers")
+    give(page, photograph)
+    exact = scores_of(page)
+    for precision, difference in {"fp16": 1e-3, "q8": 0.1}.items():
+        page.locator("#precision").select_option(precision)
+        expect(page.locator("#result")).to_be_visible(timeout=PATIENCE)
+        scores = scores_of(page)
+        assert scores != exact
+        assert scores == pytest.approx(exact, abs=difference)
+    page.locator("#served").select_option("scenes")
+    assert page.locator("#precision").input_value() == "fp32"
+    assert page.locator("#precision option:disabled").evaluate_all("all => all.map(({ value }) => value)") == [
+        "fp16",
+        "q8",
+    ]
 
 
 def test_segmenter(page: Page, photograph: Path) -> None:
