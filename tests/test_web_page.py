@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from chromium import chromium
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
@@ -262,6 +263,19 @@ def test_model_of_the_hub(browser: Browser, site: Path, saved: Path, photograph:
         expect(page.locator("#labels li")).to_have_count(5)
     files = ("config.json", "preprocessor_config.json", "onnx/model.onnx")
     assert set(asked[2:]) == {f"https://huggingface.co/org/flowers/resolve/0123abcd/{file}" for file in files}
+
+
+def test_space(browser: Browser, site: Path, photograph: Path) -> None:
+    """The page is a static Space, and works behind the headers that it asks the Hub for."""
+    _, front_matter, _ = (site / "README.md").read_text().split("---\n", 2)
+    settings = yaml.safe_load(front_matter)
+    assert settings["sdk"] == "static"
+    assert (site / settings["app_file"]).exists()
+    with served(site, settings["custom_headers"]) as address, browser.new_page() as page:
+        page.goto(address)
+        assert page.evaluate("crossOriginIsolated")
+        choose(page, "flowers")
+        give(page, photograph)
 
 
 def test_model_that_was_replaced(open_page: Callable[[Path], Page], copied_site: Path, photograph: Path) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -29,15 +29,27 @@ FLOWERS = {0: "rose", 1: "tulip", 2: "aster", 3: "lily", 4: "iris"}
 SCENE = {0: "background", 1: "sky", 2: "wall", 3: "tree", 4: "road"}
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
+class FilesHandler(SimpleHTTPRequestHandler):
+    """Sends files, each with some headers more."""
+
+    def __init__(self, *args: Any, more_headers: Mapping[str, str], **kwargs: Any) -> None:
+        self.more_headers = more_headers
+        super().__init__(*args, **kwargs)
+
+    def end_headers(self) -> None:
+        for name, value in self.more_headers.items():
+            self.send_header(name, value)
+        super().end_headers()
+
     def log_message(self, format: str, *args: Any) -> None:
         """Playwright has the requests."""
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, headers: Mapping[str, str] | None = None) -> Iterator[str]:
     """The address of a folder's files."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=folder)) as server:
+    handler = partial(FilesHandler, directory=folder, more_headers=headers or {})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
