@@ -5,9 +5,6 @@ A repository is written to a temporary folder beside its place, opened again, co
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from card_checker import check_card
 from label_names import name_labels
 from photographs import PHOTOGRAPHS
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from sources import Source, in_fresh_memory, pyramid_of, sha256_of
 from tasks import TASKS
@@ -27,6 +23,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.generic import ModelOutput
+from whole_folder import written_whole
 
 import hf_pvt
 from hf_pvt.detection.modeling_detector import Detector
@@ -48,32 +45,6 @@ def task_of(model: PreTrainedModel) -> str:
     if hasattr(model, "decode_head"):
         return "segmentation"
     return "classification" if getattr(model, "num_labels", 0) and hasattr(model, "classifier") else "features"
-
-
-@contextmanager
-def written_whole(output: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `output` when the block ends well, and vanishes when it does not.
-
-    Raises:
-        FileExistsError: `output` exists, and `overwrite` is not set.
-        OSError: the disk is full or the folder cannot be written.
-    """
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; choose another folder, or replace it with --overwrite.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        whole = temporary / "whole"
-        whole.mkdir()
-        try:
-            yield whole
-        except SafetensorError as error:  # what a full disk is called there
-            raise OSError(f"cannot write {output}: {error}") from error
-        if output.exists():
-            output.rename(temporary / "replaced")
-        whole.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_repository(

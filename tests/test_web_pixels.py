@@ -1,0 +1,173 @@
+"""What the page of examples/web makes of a file: the pixel values of Python's processors, not a canvas's."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from chromium import chromium
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from playwright.sync_api import Page
+from sklearn.datasets import load_sample_image
+from web_site import build, served
+
+import hf_pvt
+from hf_pvt.drawing import distinct_colour
+from hf_pvt.image_inputs import readable
+from hf_pvt.image_processing_pvt import PvtImageProcessorPil, PvtSegmentationImageProcessorPil
+
+ONE_LEVEL = 1 / 255 / 0.224
+# Numbers travel as base64 of their bytes.
+SCRIPT = """async ([file, config, stock]) => {
+    const bytes = await (await fetch(`data:application/octet-stream;base64,${file}`)).blob();
+    const url = new URL("/", location);
+    const answer = ({ data, dims }) => {
+        const text = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+        let packed = "";
+        for (let i = 0; i < text.length; i += 8192) packed += String.fromCharCode(...text.subarray(i, i + 8192));
+        return [btoa(packed), dims];
+    };
+    if (stock) {
+        const { PvtImageProcessor, RawImage } = await import(new URL("vendor/transformers.min.js", url));
+        const { pixel_values } = await new PvtImageProcessor(config)(await RawImage.fromBlob(bytes));
+        return answer(pixel_values);
+    }
+    const { readPhotograph } = await import(new URL("photograph.js", url));
+    const { Processor } = await import(new URL("processor.js", url));
+    const { pixels } = await readPhotograph(bytes);
+    const out = config ? new Processor(config).process(pixels) : pixels;
+    return answer({ data: out.data, dims: [out.height, out.width] });
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The page without models, whose modules are called one by one."""
+    out = tmp_path_factory.mktemp("site") / "dist"
+    built = build(out=out)
+    assert built.returncode == 0, built.stderr
+    with served(out) as address, chromium() as browser, browser.new_page() as page:
+        page.goto(address)
+        yield page
+
+
+def run(page: Page, file: bytes, config: dict[str, Any] | None, stock: bool = False) -> np.ndarray:
+    """Pixel values (3, H, W) by the page's processor, or by transformers.js; without a configuration the pixels."""
+    packed, dims = page.evaluate(SCRIPT, [base64.b64encode(file).decode(), config, stock])
+    numbers = np.frombuffer(base64.b64decode(packed), np.float32 if config else np.uint8)
+    return numbers.reshape(3, *dims[-2:]) if config else numbers.reshape(*dims, 3)
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    return Image.fromarray(load_sample_image("china.jpg")).crop((40, 60, 40 + width, 60 + height))
+
+
+def png(image: Image.Image) -> bytes:
+    return saved(image, "png")
+
+
+def saved(image: Image.Image, form: str, **settings: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **settings)
+    return file.getvalue()
+
+
+PROCESSORS: dict[str, Any] = {
+    "published-classifier": PvtImageProcessorPil(**hf_pvt.classification_image_processor().to_dict()),
+    "square-classifier": PvtImageProcessorPil(),
+    "lanczos": PvtImageProcessorPil(size={"height": 70, "width": 300}, resample=Image.Resampling.LANCZOS),
+    "as-it-is": PvtImageProcessorPil(do_resize=False, do_normalize=False),
+    "segmenter": PvtSegmentationImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 512}),
+    "segmenter-longest": PvtSegmentationImageProcessorPil(size={"shortest_edge": 500, "longest_edge": 170}),
+    "segmenter-squashed": PvtSegmentationImageProcessorPil(size={"height": 100, "width": 250}, size_divisor=16),
+}
+SIZES = [(451, 300), (97, 131)]
+
+
+def written(processor: Any) -> dict[str, Any]:
+    """preprocessor_config.json."""
+    return json.loads(processor.to_json_string())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixel_values(name: str, size: tuple[int, int], page: Page) -> None:
+    """The same as Pillow's, shrunk and enlarged."""
+    image = photograph(*size)
+    expected = PROCESSORS[name](image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(run(page, png(image), written(PROCESSORS[name])), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_published_resampling(size: tuple[int, int], page: Page) -> None:
+    """Twice, without antialiasing; PyTorch's 32 bits round one pixel in thousands to the other level."""
+    processor = PvtSegmentationImageProcessorPil(size={"shortest_edge": 130}, published_resampling=True)
+    image = photograph(*size)
+    expected = processor(image, return_tensors="np")["pixel_values"][0]
+    difference = np.abs(run(page, png(image), written(processor)) - expected)
+    assert difference.max() < 2.1 * ONE_LEVEL
+    assert (difference > 1e-6).mean() < 1e-3
+
+
+def test_transformers_js_alone(page: Page) -> None:
+    """Why the page does it itself: in a browser transformers.js resizes with the canvas."""
+    processor, image = PROCESSORS["published-classifier"], photograph(451, 300)
+    expected = processor(image, return_tensors="np")["pixel_values"][0]
+    difference = np.abs(run(page, png(image), written(processor), stock=True) - expected)
+    assert difference.max() > 20 * ONE_LEVEL
+
+
+def transparent() -> Image.Image:
+    image = photograph(120, 80)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def gamma() -> bytes:
+    """A file that asks for other colours than its numbers, which Pillow does not do."""
+    chunks = PngInfo()
+    chunks.add(b"gAMA", (100_000).to_bytes(4))
+    return saved(photograph(120, 80), "png", pnginfo=chunks)
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    return saved(photograph(120, 80), "jpeg", exif=exif, quality=95)
+
+
+# The file, and how many levels of 8 bits a browser may be off.
+FILES: dict[str, tuple[bytes, int]] = {
+    "png": (png(photograph(120, 80)), 0),
+    "grey": (png(ImageOps.grayscale(photograph(120, 80))), 0),
+    "palette": (png(photograph(120, 80).convert("P")), 0),
+    "16-bit": (png(Image.fromarray(np.arange(80 * 120, dtype=np.uint16).reshape(80, 120) * 6)), 1),
+    "transparent": (png(transparent()), 1),
+    "jpeg": (saved(photograph(120, 80), "jpeg", quality=90), 2),
+    "turned": (turned(), 2),
+    "webp": (saved(photograph(120, 80), "webp", lossless=True), 0),
+    "gamma": (gamma(), 0),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files(name: str, page: Page) -> None:
+    """Upright, in colours, on white, as `readable` has them."""
+    file, levels = FILES[name]
+    expected = np.asarray(readable(Image.open(io.BytesIO(file)))).astype(int)
+    found = run(page, file, None)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= levels
+
+
+def test_colours(page: Page) -> None:
+    """Labels have `draw_segmentation`'s colours."""
+    script = """async () => {
+        const { distinctColour } = await import(new URL("overlay.js", location));
+        return Array.from({ length: 256 }, (_, label) => distinctColour(label));
+    }"""
+    assert [tuple(colour) for colour in page.evaluate(script)] == [distinct_colour(label) for label in range(256)]
