@@ -1,6 +1,6 @@
 """Is an exported file true? Its outputs against the model's, at sizes that it was not traced at, and on photographs."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -33,15 +33,17 @@ def opened(path: Path) -> Run:
     return run
 
 
-def check_sizes(model: PreTrainedModel, run: Run, limit: float, name: str) -> float:
-    """The largest difference from the model at the verified sizes, as a share of each output's largest value.
+def check_sizes(
+    model: PreTrainedModel, run: Run, limit: float, name: str, sizes: Sequence[tuple[int, int, int]] = VERIFIED
+) -> float:
+    """The largest difference from the model at (batch, height, width), as a share of each output's largest value.
 
     Raises:
         ValueError: it is above `limit`, or the outputs have other names or shapes.
     """
     drawing = torch.Generator().manual_seed(0)
     largest = 0.0
-    for batch, height, width in VERIFIED:
+    for batch, height, width in sizes:
         images = torch.randn(batch, model.config.num_channels, height, width, generator=drawing)
         difference = largest_difference(run(images), raw_outputs(model, images))
         if not difference <= limit:  # NaN is above every limit
