@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
+from hf_pvt import modeling_pvt_v2
 
 # One image more than the exporter traced with, and sizes that are odd, not square, not divisible.
 SHAPES = [(1, 3, 224, 224), (3, 3, 224, 224), (1, 3, 256, 320), (3, 3, 97, 131), (1, 3, 97, 131), (1, 3, 512, 768)]
 SMALL = (5, 3, 33, 47)
 ROLES = ("classifier", "segmenter", "backbone", "model")
-LIMITS = {onnx_files.PLAIN: 1e-4, onnx_files.HALF: 1e-2}
+LIMITS = {onnx_files.PLAIN: 1e-5, onnx_files.HALF: 1e-2}
 
 
 def build(family: Family, role: str) -> PreTrainedModel:
@@ -91,7 +92,8 @@ def test_dense_detector(tmp_path: Path) -> None:
     for name, limit in LIMITS.items():
         for shape in ((3, 3, 97, 131), (1, 3, 256, 320)):
             images = torch.randn(shape)
-            assert_true(run(tmp_path / "onnx" / name, images), named_outputs(model, images), limit)
+            expected = named_outputs(model, images)
+            assert_true(run(tmp_path / "onnx" / name, images), expected, max(limit, 1e-4))
 
 
 def assert_true(outputs: dict[str, np.ndarray], expected: dict[str, torch.Tensor], limit: float) -> None:
@@ -167,12 +169,9 @@ def test_untrue_files_are_refused(cheap_graph: Callable[..., None], tmp_path: Pa
 
 def test_pooling_windows_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the comparison is for: windows that the exporter bakes at the traced size."""
-    import hf_pvt.modeling_pvt_v2 as module
-
-    monkeypatch.setattr(module, "adaptive_average_pool", torch.nn.functional.adaptive_avg_pool2d)
-    with pytest.raises(Exception, match=r"model.onnx differs|adaptive|pool|INVALID") as refused:
+    monkeypatch.setattr(modeling_pvt_v2, "adaptive_average_pool", torch.nn.functional.adaptive_avg_pool2d)
+    with pytest.raises(ValueError, match=r"model.onnx differs from the model by .* at 1 x 224 x 224"):
         onnx_files.export(build(PVT_V2_LINEAR, "classifier"), processor_of("classifier"), tmp_path)
-    print(type(refused.value), str(refused.value)[:300])
     assert not list(tmp_path.iterdir())
 
 
