@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exported_file import ExportedFile
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from papers import PAPERS, Paper, Source
@@ -61,6 +62,7 @@ class Card:
         parameters: of the model with its head.
         benchmark: whether the labels are the benchmark's (ImageNet-1k, ADE20K, COCO), so the reported figures apply.
         outputs: photograph's name -> the `output` of its widget: labels with scores, or the overlay's file.
+        onnx: the ONNX files of the repository.
     """
 
     repo_id: str
@@ -71,6 +73,7 @@ class Card:
     benchmark: bool
     provenance: Provenance | None = None
     outputs: dict[str, Any] = field(default_factory=dict)
+    onnx: tuple[ExportedFile, ...] = ()
 
     @property
     def name(self) -> str:
@@ -135,6 +138,9 @@ class Card:
             snippet=self.snippet(),
             family=FAMILIES[self.pyramid.model_type],
             is_detector=isinstance(self.config, DetectorConfig),
+            task=self.task,
+            onnx=self.onnx,
+            photograph=PHOTOGRAPHS[self.task][0].name,
             feature_maps=self.feature_maps(),
             minimum_image_size=self.config.minimum_image_size,
             parameters=self.parameters,

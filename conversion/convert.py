@@ -5,17 +5,21 @@
 
 The source is a published PVT, PVTv2 or P2T checkpoint, MMSegmentation's Semantic FPN, MMDetection's detectors,
 timm's PVTv2 (file or folder), or a folder, or a repository on the Hub, that Transformers or hf_pvt has saved. The
-result holds model.safetensors, config.json, preprocessor_config.json, the card, example images, and the code where
-Transformers lacks the class.
+result holds model.safetensors, config.json, preprocessor_config.json, the card, example images, the code where
+Transformers lacks the class and, with --onnx, ONNX files (see export_onnx.py).
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import onnx_files
 import push
 from card import Card
+from exported_file import ExportedFile
 from hub_errors import HubRefusal
 from label_names import has_names
 from repository import PROVENANCE, rename_repository, write_repository
@@ -48,8 +52,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, help="JSON file with the labels' names, where they are not known")
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a PVT not square")
     parser.add_argument("--overwrite", action="store_true", help="replace what exists, here and on the Hub")
+    parser.add_argument("--onnx", action="store_true", help="also write onnx/model.onnx")
+    onnx_files.add_arguments(parser)
     push.add_arguments(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.fp16 or arguments.int8) and not arguments.onnx:
+        parser.error("--fp16 and --int8 are for ONNX files; add --onnx.")
+    return arguments
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -65,7 +74,9 @@ def convert(arguments: argparse.Namespace) -> None:
             )
         push.check_license(pyramid_of(source.model.config).model_type, arguments)
         repo_id = arguments.push_to_hub or f"org/{arguments.output.name}"
-        card = write_repository(source, arguments.output, repo_id, arguments.labels, arguments.overwrite)
+        card = write_repository(
+            source, arguments.output, repo_id, arguments.labels, arguments.overwrite, onnx_writer(arguments)
+        )
         print(report(source, card, arguments.output))
     if arguments.push_to_hub:
         push.push(arguments.output, arguments)
@@ -75,11 +86,22 @@ def overrides(arguments: argparse.Namespace) -> dict[str, tuple[int, int]]:
     return {"image_size": tuple(arguments.image_size)} if arguments.image_size else {}
 
 
+def onnx_writer(arguments: argparse.Namespace) -> Callable[..., list[ExportedFile]] | None:
+    """What writes the ONNX files that are asked for."""
+    if not arguments.onnx:
+        return None
+    wanted = {"fp16": arguments.fp16, "int8": arguments.int8, "int8_limit": arguments.int8_limit}
+    return partial(onnx_files.write_files, **wanted)
+
+
 def is_done(arguments: argparse.Namespace) -> bool:
     """Whether an earlier run wrote the folder from this very file, so that only the push is left."""
     if not (arguments.push_to_hub and (arguments.output / PROVENANCE).is_file() and arguments.source.is_file()):
         return False
     facts = json.loads((arguments.output / PROVENANCE).read_text(encoding="utf-8"))
+    wanted = onnx_files.names(arguments.fp16, arguments.int8) if arguments.onnx else []
+    if not all((arguments.output / name).is_file() for name in wanted):
+        return False
     same_source = facts["source_sha256"] == sha256_of(arguments.source)
     if not same_source or facts["result_sha256"] != sha256_of(arguments.output / "model.safetensors"):
         return False
@@ -100,6 +122,7 @@ def report(source: Source, card: Card, output: Path) -> str:
         f"reloaded against before saving:  {card.provenance.difference} largest difference on the photographs",
         f"written: {output}",
     ]
+    lines += [f"{'beside the weights:':<32} {file}" for file in card.onnx]
     if labels and not has_names(card.config):
         lines.append("the labels have no names; give them with --labels file.json")
     if source.processor is not None and card.benchmark:

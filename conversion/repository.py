@@ -5,6 +5,7 @@ A repository is written to a temporary folder beside its place, opened again, co
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 import transformers
 from card import Card, Provenance
 from card_checker import check_card
+from exported_file import ExportedFile
 from label_names import name_labels
 from photographs import PHOTOGRAPHS
 from PIL import Image
 from safetensors.torch import save_file
 from sources import Source, in_fresh_memory, pyramid_of, sha256_of
-from tasks import TASKS
+from tasks import TASKS, task_of
 from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -38,23 +40,20 @@ TOP_LABELS = 5
 SHOWN_SCORE = 0.3  # the least score of the detections that are drawn
 
 
-def task_of(model: PreTrainedModel) -> str:
-    """The key in TASKS; "features" for a model without a head."""
-    if isinstance(model, Detector):
-        return "instance-segmentation" if model.has_masks else "detection"
-    if hasattr(model, "decode_head"):
-        return "segmentation"
-    return "classification" if getattr(model, "num_labels", 0) and hasattr(model, "classifier") else "features"
-
-
 def write_repository(
-    source: Source, output: Path, repo_id: str, labels: Path | None = None, overwrite: bool = False
+    source: Source,
+    output: Path,
+    repo_id: str,
+    labels: Path | None = None,
+    overwrite: bool = False,
+    write_onnx: Callable[[PreTrainedModel, BaseImageProcessor, Path], list[ExportedFile]] | None = None,
 ) -> Card:
     """Convert `source` into the folder `output`, and return its card.
 
     Args:
         repo_id: what the card's snippets load.
         labels: a JSON file with the labels' names.
+        write_onnx: writes ONNX files into the folder, such as `onnx_files.write_files`.
 
     Raises:
         FileExistsError: the folder exists, and `overwrite` is not set.
@@ -86,6 +85,7 @@ def write_repository(
             benchmark=benchmark,
             provenance=provenance,
             outputs=outputs,
+            onnx=tuple(write_onnx(model, processor, folder)) if write_onnx else (),
         )
         facts = {"repo_id": repo_id, "hf_pvt": hf_pvt.__version__, **asdict(provenance)}
         (folder / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
+from hf_pvt.detection.modeling_detector import Detector
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -89,3 +93,12 @@ TASKS = {
         "There is no head to evaluate.",
     ),
 }
+
+
+def task_of(model: PreTrainedModel) -> str:
+    """The key in TASKS; "features" for a model without a head."""
+    if isinstance(model, Detector):
+        return "instance-segmentation" if model.has_masks else "detection"
+    if hasattr(model, "decode_head"):
+        return "segmentation"
+    return "classification" if getattr(model, "num_labels", 0) and hasattr(model, "classifier") else "features"

@@ -1,39 +1,15 @@
-"""Compiled and exported detectors at sizes they were not traced at."""
+"""Compiled and exported detectors; ONNX files are in `test_onnx_files`."""
 
-from pathlib import Path
-
-import onnxruntime
 import pytest
 import torch
-from families import DENSE, GFL, RETINANET, SPARSE_RCNN, WITH_MASKS, DetectorRow, tiny_detector
+from families import DENSE, SPARSE_RCNN, WITH_MASKS, DetectorRow, tiny_detector
 from torch import Tensor
 
 TRACED = (2, 3, 128, 192)
-OTHER_SIZES = [(1, 3, 160, 96), (3, 3, 97, 131), (1, 3, 256, 320)]
 
 
 def assert_close(output: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(output, expected, rtol=0, atol=tolerance * expected.abs().max().item())
-
-
-@pytest.mark.parametrize("detector", [RETINANET, GFL], ids=str)
-def test_onnx(detector: DetectorRow, tmp_path: Path) -> None:
-    """Raw outputs from one file, whatever the batch, height and width; `test_export` has all backbones."""
-    model, file = tiny_detector(detector, num_head_convs=1), tmp_path / "model.onnx"
-    sizes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
-    images = {"pixel_values": torch.randn(TRACED)}
-    torch.onnx.export(model, (), file, kwargs=images, dynamic_shapes=sizes, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(file)
-    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
-    assert len(session.get_outputs()) == 2
-    with torch.no_grad():
-        for shape in (TRACED, *OTHER_SIZES):
-            images = torch.randn(shape)
-            logits, boxes = session.run(None, {"pixel_values": images.numpy()})
-            expected = model(images)
-            assert_close(torch.from_numpy(logits), expected.logits, 1e-4)
-            raw = expected.box_deltas if detector is RETINANET else expected.box_distributions
-            assert_close(torch.from_numpy(boxes), raw, 1e-4)
 
 
 @pytest.mark.parametrize("detector", [*WITH_MASKS, SPARSE_RCNN], ids=str)

@@ -1,11 +1,11 @@
-"""Compiled and exported models at sizes they were not traced at: the same numbers, not silently other ones."""
+"""Compiled and exported models at sizes they were not traced at: the same numbers, not silently other ones.
 
-from pathlib import Path
+ONNX files are in `test_onnx_files`.
+"""
 
-import onnxruntime
 import pytest
 import torch
-from families import FAMILIES, P2T, PVT, PVT_V2, PVT_V2_LINEAR, Family, perturb
+from families import FAMILIES, P2T, PVT_V2, PVT_V2_LINEAR, Family, perturb
 from torch import Tensor
 from torch.export import Dim
 from transformers import PreTrainedModel
@@ -49,26 +49,6 @@ def test_export(family: Family) -> None:
             assert "pixel_values" in str(refusal)
         else:
             assert_close(output.logits, model(images).logits)
-
-
-@pytest.mark.parametrize(
-    ("family", "role"),
-    [*((family, "classifier") for family in ALL), (PVT, "segmenter"), (PVT_V2, "segmenter"), (P2T, "segmenter")],
-    ids=str,
-)
-def test_onnx(family: Family, role: str, tmp_path: Path) -> None:
-    """The ONNX file in ONNX Runtime; elsewhere adaptive pooling is baked at the traced size."""
-    model, file = build(family, role), tmp_path / "model.onnx"
-    sizes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
-    images = {"pixel_values": torch.randn(TRACED)}
-    torch.onnx.export(model, (), file, kwargs=images, dynamic_shapes=sizes, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(file)
-    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
-    with torch.no_grad():
-        for shape in (*OTHER_SIZES, SMALL):
-            images = torch.randn(shape)
-            (logits,) = session.run(None, {"pixel_values": images.numpy()})
-            assert_close(torch.from_numpy(logits), model(images).logits)
 
 
 @pytest.mark.parametrize(

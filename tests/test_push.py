@@ -129,6 +129,18 @@ def test_a_second_run_sends_nothing(workplace: Workplace) -> None:
     assert workplace.hub.count("PUT", "*") == uploads
 
 
+def test_onnx_files_come_along(workplace: Workplace) -> None:
+    """In the same commit; asked for later, they need the folder written again."""
+    status, _ = workplace.push("org/onnx", "--onnx")
+    assert status == 0, status
+    workplace.assert_complete("org/onnx")
+    repo = workplace.hub.repos["org/onnx"]
+    assert len(repo.commits) == 2 and "onnx/model.onnx" in repo.files()
+    assert 'hf_hub_download("org/onnx", "onnx/model.onnx")' in repo.files()["README.md"].decode()
+    workplace.push("org/without-onnx")
+    assert "replace it with --overwrite" in workplace.failure("org/without-onnx", "--onnx")
+
+
 def test_private(workplace: Workplace) -> None:
     assert workplace.push("org/hidden", "--private")[0] == 0
     assert workplace.hub.repos["org/hidden"].private

@@ -1,0 +1,215 @@
+"""ONNX files: one file is true at any batch and size, and what is not true is not written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import exported_outputs
+import numpy as np
+import onnx
+import onnx_files
+import onnx_graph
+import onnxruntime
+import pytest
+import torch
+from families import (
+    DENSE,
+    FAMILIES,
+    MASK_RCNN,
+    P2T,
+    PVT,
+    PVT_V2,
+    PVT_V2_LINEAR,
+    DetectorRow,
+    Family,
+    perturb,
+    tiny_detector,
+)
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+import hf_pvt
+from hf_pvt import modeling_pvt_v2
+
+# One image more than the exporter traced with, and sizes that are odd, not square, not divisible.
+SHAPES = [(1, 3, 224, 224), (3, 3, 224, 224), (1, 3, 256, 320), (3, 3, 97, 131), (1, 3, 97, 131), (1, 3, 512, 768)]
+SMALL = (5, 3, 33, 47)
+ROLES = ("classifier", "segmenter", "backbone", "model")
+LIMITS = {onnx_files.PLAIN: 1e-5, onnx_files.HALF: 1e-2}
+
+
+def build(family: Family, role: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    # Two of P2T's four pooled maps: the exporter reasons long about sizes that are rounded quotients.
+    fields: dict[str, Any] = {"pool_ratios": ((12, 16), (6, 8), (3, 4), (1, 2))} if family is P2T else {}
+    if role == "backbone":
+        fields["out_indices"] = [0, 1, 2, 3]
+    model: PreTrainedModel = getattr(family, role)(family.tiny_config(depths=(1, 1, 1, 1), **fields)).eval()
+    perturb(model)
+    return model
+
+
+def processor_of(role: str) -> BaseImageProcessor:
+    if role == "segmenter":
+        return hf_pvt.segmentation_image_processor(size={"shortest_edge": 64, "longest_edge": 128})
+    return hf_pvt.classification_image_processor(64)
+
+
+def run(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"pixel_values": images.numpy()}), strict=True))
+
+
+def named_outputs(model: PreTrainedModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The names that clients read, written out."""
+    with torch.no_grad():
+        output = model(images)
+    if hasattr(output, "pred_boxes"):
+        boxes = ("box_deltas", "box_distributions", "centerness")
+        return {"logits": output.logits} | {name: output[name] for name in boxes if name in output}
+    if hasattr(output, "feature_maps"):
+        return {f"feature_maps.{stage}": output.feature_maps[stage] for stage in range(4)}
+    if hasattr(output, "logits"):
+        return {"logits": output.logits}
+    return {"last_hidden_state": output.last_hidden_state, "pooler_output": output.pooler_output}
+
+
+CASES = [*((family, role) for family in FAMILIES for role in ROLES[:3]), (PVT_V2_LINEAR, "classifier"), (PVT, "model")]
+
+
+@pytest.mark.parametrize(("family", "role"), CASES, ids=str)
+def test_any_size(family: Family, role: str, tmp_path: Path) -> None:
+    """Float32 and float16 from one file each; elsewhere adaptive pooling is baked at the traced size."""
+    model = build(family, role)
+    files = onnx_files.export(model, processor_of(role), tmp_path, fp16=True, int8=True)
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == [
+        "onnx/model.onnx",
+        "onnx/model_fp16.onnx",
+        "onnx/model_quantized.onnx",
+    ]
+    assert sorted(tmp_path.rglob("*")) == sorted([tmp_path / "onnx", *files])  # no data beside them
+    for name, limit in LIMITS.items():
+        for shape in (*SHAPES, SMALL):
+            images = torch.randn(shape)
+            assert_true(run(tmp_path / "onnx" / name, images), named_outputs(model, images), limit)
+    assert_weights_of_8_bits(files[0], files[2])
+
+
+@pytest.mark.parametrize("detector", DENSE, ids=str)
+def test_dense_detector(detector: DetectorRow, tmp_path: Path) -> None:
+    """The raw outputs; what follows them depends on values."""
+    model = tiny_detector(detector, num_head_convs=1)
+    processor = hf_pvt.detection_image_processor(size={"shortest_edge": 64, "longest_edge": 128})
+    onnx_files.export(model, processor, tmp_path, fp16=True, int8=True)
+    for name, limit in LIMITS.items():
+        for shape in ((3, 3, 97, 131), (1, 3, 256, 320)):
+            images = torch.randn(shape)
+            expected = named_outputs(model, images)
+            assert_true(run(tmp_path / "onnx" / name, images), expected, max(limit, 1e-4))
+
+
+def assert_true(outputs: dict[str, np.ndarray], expected: dict[str, torch.Tensor], limit: float) -> None:
+    assert list(outputs) == list(expected)
+    for name, value in expected.items():
+        assert outputs[name].dtype == np.float32
+        torch.testing.assert_close(
+            torch.from_numpy(outputs[name]), value, rtol=0, atol=limit * value.abs().max().item(), msg=name
+        )
+
+
+def assert_weights_of_8_bits(plain: Path, quantized: Path) -> None:
+    """All linear layers, with a scale for each channel."""
+    before, after = onnx.load(plain), onnx.load(quantized)
+    weights = {weight.name for weight in before.graph.initializer}
+    linears = [node for node in before.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
+    products = [node for node in after.graph.node if node.op_type == "MatMulInteger"]
+    assert len(products) == len(linears) > 0
+    tensors = {tensor.name: tensor for tensor in after.graph.initializer}
+    for product in products:
+        weight, zero_point = tensors[product.input[1]], tensors[product.input[3]]
+        assert weight.data_type == onnx.TensorProto.UINT8
+        assert list(zero_point.dims) == [weight.dims[1]]
+
+
+@pytest.mark.parametrize("role", ["classifier", "backbone"])
+def test_metadata(role: str, tmp_path: Path) -> None:
+    """Each file says what it was made of, and what its outputs mean."""
+    model, processor = build(PVT_V2, role), processor_of(role)
+    for file in onnx_files.export(model, processor, tmp_path, fp16=True, int8=True):
+        facts = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+        assert json.loads(facts["preprocessing"])["crop_size"] == {"height": 64, "width": 64}
+        assert facts["architecture"] == type(model).__name__ and facts["license"] == "apache-2.0"
+        if role == "classifier":
+            assert json.loads(facts["labels"]) == {str(label): name for label, name in model.config.id2label.items()}
+        else:
+            assert facts["task"] == "features" and "labels" not in facts
+
+
+# What is refused, with nothing written
+
+
+@pytest.fixture
+def cheap_graph(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The exporter, which takes seconds, replaced by a file that it wrote for another model."""
+    other = build(PVT_V2, "classifier")
+    path = tmp_path_factory.mktemp("other") / "model.onnx"
+    onnx_graph.write_graph(other, processor_of("classifier"), path)
+    monkeypatch.setattr(onnx_files, "write_graph", lambda model, processor, to: to.write_bytes(path.read_bytes()))
+    return monkeypatch.setattr
+
+
+def test_untrue_files_are_refused(cheap_graph: Callable[..., None], tmp_path: Path) -> None:
+    """A file of other weights, 16 bits that overflow, 8 bits that change too much; what was there stays."""
+    model, processor = build(PVT_V2, "classifier"), processor_of("classifier")
+    (before,) = onnx_files.export(model, processor, tmp_path)
+    content = before.read_bytes()
+
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        onnx_files.write_files(model, processor, tmp_path)
+    with pytest.raises(ValueError, match=r"8 bits change .* the limit is 1e-05; leave --int8"):
+        onnx_files.write_files(model, processor, tmp_path, int8=True, int8_limit=1e-5, overwrite=True)
+    cheap_graph(onnx_files, "HALF_LIMIT", 1e-6)
+    with pytest.raises(ValueError, match=r"model_fp16.onnx differs from the model by .*, the limit is 1e-06"):
+        onnx_files.export(model, processor, tmp_path, fp16=True)
+    with torch.no_grad():
+        model.classifier.bias[0] += 0.01
+    with pytest.raises(ValueError, match=r"model.onnx differs from the model by .* 1 x 224 x 224, the limit is 1e-04"):
+        onnx_files.export(model, processor, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["onnx", "model.onnx"]
+    assert before.read_bytes() == content
+
+
+def test_pooling_windows_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the comparison is for: windows that the exporter bakes at the traced size."""
+    monkeypatch.setattr(modeling_pvt_v2, "adaptive_average_pool", torch.nn.functional.adaptive_avg_pool2d)
+    with pytest.raises(ValueError, match=r"model.onnx differs from the model by .* at 1 x 224 x 224"):
+        onnx_files.export(build(PVT_V2_LINEAR, "classifier"), processor_of("classifier"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    """One sentence each, before the exporter starts."""
+    processor = processor_of("classifier")
+    with pytest.raises(NotImplementedError, match="MaskRcnnForInstanceSegmentation cannot be exported: a later stage"):
+        onnx_files.export(tiny_detector(MASK_RCNN), processor, tmp_path)
+    with pytest.raises(ValueError, match=r"training mode.*call model.eval\(\)"):
+        onnx_files.export(build(PVT_V2, "classifier").train(), processor, tmp_path)
+    with pytest.raises(ValueError, match=r"torch.bfloat16, expected torch.float32"):
+        onnx_files.export(build(PVT_V2, "classifier").bfloat16(), processor, tmp_path)
+    with pytest.raises(ValueError, match="4 channels; leave --int8"):
+        model = PVT_V2.classifier(PVT_V2.tiny_config(num_channels=4)).eval()
+        exported_outputs.change_on_photographs(model, processor, lambda images: {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_change_is_of_the_deviation() -> None:
+    """A common offset hides nothing, and NaN is the largest of all."""
+    expected = {"logits": torch.tensor([1001.0, 1003.0]), "box_deltas": torch.tensor([0.0, 1.0])}
+    changed = {"logits": torch.tensor([1001.0, 1004.0]), "box_deltas": torch.tensor([0.0, 1.0])}
+    assert exported_outputs.relative_change(changed, expected) == pytest.approx(0.5)  # sqrt(1/2) of sqrt(2)
+    broken = {name: value * torch.nan for name, value in expected.items()}
+    assert np.isnan(exported_outputs.relative_change(broken, expected))
+    assert np.isnan(exported_outputs.largest_difference(broken, expected))
+    assert exported_outputs.largest_difference({"logits": expected["logits"]}, expected) == np.inf
