@@ -27,7 +27,8 @@ import hf_pvt
 from hf_pvt.detection import modeling_mask_rcnn
 from hf_pvt.detection.auto_detectors import DETECTORS
 
-from .forward import RESULTS, machine, memory
+from .machine import machine, memory
+from .results import RESULTS
 
 SIZE = (800, 1216)
 VARIANTS = ("pvt-v2-b0", "pvt-v2-b2-li", "p2t-tiny")

@@ -1,19 +1,21 @@
-"""The tables of the READMEs, rendered from the variants and from the results of the benchmarks.
+"""The tables and the plot of the documents, rendered from the variants and from the results of the benchmarks.
 
 python -m benchmarks.readme
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 from hf_pvt.detection.auto_detectors import DETECTORS
 from hf_pvt.detection.published_detectors import PublishedDetector
 
-from . import detection, forward, serving, training_memory
-from .forward import RESULTS
+from . import detection, growth, training_memory
+from .models import MODELS
+from .results import RESULTS, Results, load_all
+from .tables import memory_table, origin, time_table
 
 
 def variants_table() -> str:
@@ -86,16 +88,17 @@ def detection_table() -> str:
     return f"`python -m benchmarks.detection`: {results['machine']}.\n\n{detection.table(results)}"
 
 
-def forward_table() -> str:
-    """The last run of `benchmarks.forward`."""
-    results = json.loads((RESULTS / "forward.json").read_text())
-    return f"`python -m benchmarks.forward`: {results['machine']}.\n\n{forward.table(results)}"
+def of_each_processor(table: Callable[[Results], str]) -> str:
+    """A table of `python -m benchmarks` for each processor that it ran on."""
+    return "\n\n".join(f"{origin(results)}:\n\n{table(results)}" for results in load_all())
 
 
-def serving_table() -> str:
-    """The last run of `benchmarks.serving`."""
-    results = json.loads((RESULTS / "serving.json").read_text())
-    return f"`python -m benchmarks.serving`: {results['machine']}.\n\n{serving.table(results)}"
+def speed_tables(table: Callable[..., str], models: Sequence[str], **arguments: str) -> Callable[[], str]:
+    return lambda: of_each_processor(lambda results: table(results, models, **arguments))
+
+
+def growth_table() -> str:
+    return of_each_processor(growth.growth_table)
 
 
 def training_memory_tables() -> str:
@@ -107,6 +110,8 @@ def training_memory_tables() -> str:
 
 
 ROOT = Path(__file__).parent.parent
+PLOT = ROOT / "docs" / "growth.svg"
+README_MODELS = ("pvt-v2-b2",)  # docs/speed.md has all
 MEMORY_TITLES = {"classifier": "Classifiers with 1,000 labels", "segmenter": "Semantic FPN with 150 labels"}
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {
@@ -114,9 +119,16 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "detectors": detectors_table,
         "further-detectors": further_detectors_table,
         "measure": measure_commands,
-        "forward": forward_table,
-        "serving": serving_table,
+        "forward": speed_tables(time_table, README_MODELS, dtype="float32"),
+        "serving": speed_tables(time_table, README_MODELS, dtype="bfloat16"),
+        "memory": speed_tables(memory_table, README_MODELS),
+        "growth": growth_table,
         "detection": detection_table,
+    },
+    ROOT / "docs" / "speed.md": {
+        "float32": speed_tables(time_table, MODELS, dtype="float32"),
+        "bfloat16": speed_tables(time_table, MODELS, dtype="bfloat16"),
+        "memory": speed_tables(memory_table, MODELS),
     },
     ROOT / "examples" / "README.md": {"training-memory": training_memory_tables},
 }
@@ -136,3 +148,4 @@ def render(document: Path) -> str:
 if __name__ == "__main__":
     for document in TABLES:
         document.write_text(render(document))
+    growth.plot(load_all(), PLOT)

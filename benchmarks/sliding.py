@@ -18,7 +18,7 @@ import torch
 import hf_pvt
 from hf_pvt.segmentation_inference import segment
 
-from .forward import memory
+from .machine import memory
 
 SIZES = ((512, 512), (1024, 1024), (2048, 2048), (4096, 2048), (4096, 4096))
 LARGEST_WHOLE = 2048 * 2048

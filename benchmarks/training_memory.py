@@ -29,7 +29,7 @@ from transformers.initialization import no_init_weights
 from hf_pvt import VARIANTS, variant_config
 from hf_pvt.semantic_fpn import resize
 
-from .forward import RESULTS
+from .results import RESULTS
 
 MIB = 2**20
 FLOAT32_BYTES = 4

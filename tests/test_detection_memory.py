@@ -8,7 +8,7 @@ from pathlib import Path
 MEASURE = """
 from pathlib import Path
 import torch, hf_pvt
-from benchmarks.forward import memory
+from benchmarks.machine import memory
 
 model = hf_pvt.RetinaNetForObjectDetection(hf_pvt.detector_config("retinanet", "pvt-v2-b0")).eval()
 with torch.inference_mode():

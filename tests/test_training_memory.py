@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import hf_pvt
-from benchmarks.forward import RESULTS
+from benchmarks.results import RESULTS
 from benchmarks.training_memory import COPIES, autocast, count, saved_storages
 
 BATCH = 3

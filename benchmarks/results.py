@@ -1,0 +1,93 @@
+"""What was measured: a file for each processor, into which every run is merged.
+
+`runs` has each run's versions and best products; `cases` has, for each model and "size, batch", the candidates'
+seconds, page faults and extra MiB, a number a round, and the run they are from; `gmacs` has those of one image, for
+each model and size.
+"""
+
+import json
+import os
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from .machine import processor_slug
+
+RESULTS = Path(__file__).parent / "results"
+SPEED = RESULTS / "speed"
+
+Results = dict[str, Any]
+Case = dict[str, Any]
+
+
+def load(processor: dict[str, Any]) -> Results:
+    """The results of a processor, empty ones where there are none."""
+    path = file_of(processor)
+    return (
+        json.loads(path.read_text())
+        if path.exists()
+        else {"processor": processor, "runs": {}, "gmacs": {}, "cases": {}}
+    )
+
+
+def load_all() -> list[Results]:
+    """Those of all processors."""
+    return [json.loads(path.read_text()) for path in sorted(SPEED.glob("*.json"))]
+
+
+def save(results: Results) -> None:
+    """Write all, without the runs that later ones have replaced."""
+    used = {
+        measured["run"] for cases in results["cases"].values() for case in cases.values() for measured in case.values()
+    }
+    results["runs"] = {run: about for run, about in results["runs"].items() if run in used}
+    path = file_of(results["processor"])
+    path.parent.mkdir(exist_ok=True, parents=True)
+    text = json.dumps(results, indent=1)
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)  # a list is a line
+    written = path.with_suffix(".written")
+    written.write_text(text + "\n")
+    os.replace(written, path)
+
+
+def file_of(processor: dict[str, Any]) -> Path:
+    return SPEED / f"{processor_slug(processor)}.json"
+
+
+def case_of(results: Results, model: str, size: int, batch: int) -> Case:
+    """A case to read and to fill."""
+    cases = results["cases"].setdefault(model, {})
+    case: Case = cases.setdefault(case_name(size, batch), {})
+    return case
+
+
+def case_name(size: int, batch: int) -> str:
+    return f"{size}, {batch}"
+
+
+def record(case: Case, candidate: str, run: str, samples: list[dict[str, float]]) -> None:
+    """Replace what a candidate had by the rounds of a run."""
+    case[candidate] = {"run": run} | {name: [sample[name] for sample in samples] for name in samples[0]}
+
+
+def median(case: Case, candidate: str, name: str = "seconds") -> float:
+    return statistics.median(case[candidate][name])
+
+
+def ratio(case: Case, candidate: str, base: str) -> str:
+    """A candidate's time divided by another's: median of the rounds and range, as they alternated.
+
+    Of two runs, the medians' ratio without a range.
+    """
+    if case[candidate]["run"] != case[base]["run"]:
+        return f"{median(case, candidate) / median(case, base):.2f}"
+    pairs = zip(case[candidate]["seconds"], case[base]["seconds"], strict=True)
+    ratios = sorted(theirs / own for theirs, own in pairs)
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+
+
+def limit(results: Results, model: str, size: int, batch: int, dtype: str) -> float:
+    """Seconds that a forward's products alone would take at the best rate that any run saw on this processor."""
+    rate = max(run["rates"][dtype] for run in results["runs"].values())
+    return 2e9 * results["gmacs"][model][str(size)] * batch / rate
