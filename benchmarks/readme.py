@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 
-from . import detection, forward, serving, training_memory
+from . import detection, forward, serving, training, training_memory
 from .forward import RESULTS
 
 
@@ -78,6 +78,12 @@ def serving_table() -> str:
     """The last run of `benchmarks.serving`."""
     results = json.loads((RESULTS / "serving.json").read_text())
     return f"`python -m benchmarks.serving`: {results['machine']}.\n\n{serving.table(results)}"
+
+
+def training_table() -> str:
+    """The last run of `benchmarks.training`."""
+    results = json.loads((RESULTS / "training.json").read_text())
+    return f"`python -m benchmarks.training`: {results['machine']}.\n\n{training.table(results)}"
 
 
 def training_memory_tables() -> str:

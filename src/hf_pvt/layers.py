@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cpu_inference import activate_in_place, in_row_bands, is_plain_inference, linear
+from .cpu_inference import activate_in_place, in_row_bands, is_plain_inference
 from .cpu_packing import PackedLinear
+from .cpu_training import feed_forward, gains_written_out, is_plain_training, linear
 
 Grid = tuple[int, int]
 Activate = Callable[[nn.Module, Tensor], Tensor]
@@ -129,11 +130,15 @@ class ReducedAttention(nn.Module):
 
     def attend(self, tokens: Tensor, reduced: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, N, C) and reduced tokens (B, M, C) -> (B, N, C) and, if computed, weights (B, heads, N, M)."""
-        output, weights = self._attention_function(kwargs)(
+        query, key, value = (
+            self._split_heads(linear(layer, inputs))
+            for layer, inputs in ((self.query, tokens), (self.key, reduced), (self.value, reduced))
+        )
+        output, weights = self._attention_function(query, key, kwargs)(
             self,
-            self._split_heads(linear(self.query, tokens)),
-            self._split_heads(linear(self.key, reduced)),
-            self._split_heads(linear(self.value, reduced)),
+            query,
+            key,
+            value,
             None,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
@@ -145,9 +150,11 @@ class ReducedAttention(nn.Module):
     def _split_heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, heads, N, D)
 
-    def _attention_function(self, kwargs: dict[str, Any]) -> Any:
+    def _attention_function(self, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Any:
+        implementation = self.config._attn_implementation
         # Only the eager function returns weights: whoever asks for attentions gets them, whatever the default is.
-        implementation = "eager" if kwargs.get("output_attentions") else self.config._attn_implementation
+        if kwargs.get("output_attentions") or (implementation == "sdpa" and gains_written_out(query, key)):
+            implementation = "eager"
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
 
 
@@ -230,9 +237,30 @@ class ConvFeedForward(FeedForward):
         self.inner_activation = inner_activation
         self.dwconv = DepthwiseConv(expanded_dim)
 
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        if not (torch.is_grad_enabled() and self._is_plain_training(tokens)):
+            return super().forward(tokens, grid)
+        convolution = self.dwconv.dwconv
+        filters = convolution.weight, convolution.bias
+        return feed_forward(self.dense1, partial(self._spread, grid), filters, self.dense2, tokens)
+
     def expand(self, tokens: Tensor, grid: Grid, activate: Activate = nn.Module.__call__) -> Tensor:
         hidden = activate(self.inner_activation, linear(self.dense1, tokens))  # (B, N, E)
         return activate(self.activation, self.dwconv(hidden, grid))  # (B, N, E)
+
+    def _is_plain_training(self, tokens: Tensor) -> bool:
+        return (
+            type(self.dense1) is type(self.dense2) is nn.Linear
+            and type(self.dwconv.dwconv) is nn.Conv2d
+            and not (self.training and self.dropout.p > 0)
+            and is_plain_training(tokens, self)
+        )
+
+    def _spread(self, grid: Grid, hidden: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
+        """What `expand` makes of the first linear's output (B, N, E), with the depthwise convolution's parameters."""
+        feature_map = tokens_to_map(self.inner_activation(hidden), grid)
+        feature_map = F.conv2d(feature_map, filters, bias, padding=1, groups=filters.shape[0])  # (B, E, H, W)
+        return self.activation(map_to_tokens(feature_map))  # (B, N, E)
 
 
 class DepthwiseConv(nn.Module):
