@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 import hf_pvt
-from hf_pvt import cpu_inference, cpu_training, layers
+from hf_pvt import cpu_attention, cpu_inference, cpu_training, layers
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
 HUGE = 2**40
@@ -125,7 +125,7 @@ def test_same_numbers(
     """However the bands lie. In float64 to the last digits: in float32 nothing but rounding differs."""
     monkeypatch.setattr(cpu_inference, "BAND_BYTES", band_bytes)
     monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", min_tokens)
-    monkeypatch.setattr(cpu_inference, "_keep_bands_on_the_heap", lambda: None)  # HUGE is more than there is
+    monkeypatch.setattr(cpu_inference, "keep_bands_on_the_heap", lambda: None)  # HUGE is more than there is
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
         expected = plain_of_tiny(family, shape, dtype)
         assert_close(fast(tiny(family, dtype), images(*shape, dtype=dtype)), expected, tolerance)
@@ -426,7 +426,8 @@ def test_the_expanded_activation_is_never_held_whole(
     family: str, batch: int, bands: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the fast path nothing is larger than the images themselves."""
-    monkeypatch.setattr(cpu_inference, "BAND_BYTES", 2**16)
+    for module in (cpu_inference, cpu_attention):
+        monkeypatch.setattr(module, "BAND_BYTES", 2**16)
     monkeypatch.setattr(cpu_inference, "LARGEST_HEAP_BLOCK", 2**16)  # never touched, so it takes no memory
     model = FAMILY[family].model(FAMILY[family].tiny_config(mlp_ratios=(8, 8, 8, 8), depths=(1, 1, 1, 1))).eval()
     pixel_values = images(batch, 3, 256, 256)

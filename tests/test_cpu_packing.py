@@ -180,6 +180,17 @@ def test_memory_is_not_doubled() -> None:
 # Threads and processes
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_it_computes_the_same() -> None:
+    """Its layers stay outside of the graphs; who wants one graph is told to compile a plain model."""
+    packed, pixel_values = pack_for_cpu(tiny()), images(1, 3, 64, 64)
+    expected = tensors(packed, pixel_values)
+    close(tensors(torch.compile(packed, backend="aot_eager"), pixel_values), expected)
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="compile a plain model"):
+        tensors(torch.compile(packed, backend="aot_eager", fullgraph=True), pixel_values)
+
+
 def test_threads_and_two_models_at_once() -> None:
     models = [pack_for_cpu(tiny(seed=seed)) for seed in (0, 1)]
     expected = [tensors(tiny(seed=seed), images(2, 3, 64, 96)) for seed in (0, 1)]

@@ -16,6 +16,7 @@ Legend: B batch, H x W grid, N = H*W tokens, C channels, E expanded channels, R 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +132,11 @@ def in_row_bands(
     grid: tuple[int, int],
     expanded_dim: int,
     halo: int,
+    onto: Tensor | None = None,
 ) -> Tensor:
     """`contract(expand(tokens, grid))` for tokens (B, N, C), never holding the whole expanded activation (B, N, E).
+
+    With `onto` (B, N, C), a tensor that nobody else has, the result is added to it in place.
 
     `expand` may mix rows up to `halo` apart, zero-padding at the border of the grid it is given. A band therefore
     carries `halo` more rows on each inner side; what `expand` makes of those rows is wrong, and dropped.
@@ -140,15 +144,15 @@ def in_row_bands(
     batch, count, channels = tokens.shape
     height, width = grid if halo else (count, 1)  # without neighbours any split of the tokens will do
     rows = tokens.view(batch, height, width, channels)  # (B, H, W, C)
-    output = torch.empty_like(rows)
+    output = torch.zeros_like(rows) if onto is None else onto.view_as(rows)
     rows_per_band = max(1, BAND_BYTES // (width * expanded_dim * tokens.element_size()))
-    _keep_bands_on_the_heap()
+    keep_bands_on_the_heap()
     for images, top, bottom in _bands(batch, height, rows_per_band):
         first, last = max(top - halo, 0), min(bottom + halo, height)
         band = rows[images, first:last].flatten(1, 2)  # (b, R*W, C)
         hidden = expand(band, (last - first, width)).unflatten(1, (last - first, width))  # (b, R, W, E)
         hidden = hidden[:, top - first : bottom - first].flatten(1, 2)  # (b, R*W, E)
-        output[images, top:bottom] = contract(hidden).unflatten(1, (bottom - top, width))  # (b, R, W, C)
+        output[images, top:bottom] += contract(hidden).unflatten(1, (bottom - top, width))  # (b, R, W, C)
     return output.view_as(tokens)  # (B, N, C)
 
 
@@ -160,7 +164,8 @@ def _bands(batch: int, height: int, rows_per_band: int) -> Iterator[tuple[slice,
             yield slice(image, image + images_per_band), top, min(top + rows_per_band, height)
 
 
-def _keep_bands_on_the_heap() -> None:
+@cache
+def keep_bands_on_the_heap() -> None:
     """Allocate and free, untouched, the largest block that glibc may learn from.
 
     glibc maps blocks larger than the largest it has seen freed (up to 32 MiB), and gives memory beyond twice that back

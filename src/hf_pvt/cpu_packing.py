@@ -31,7 +31,7 @@ class Packed(nn.Module):
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.training = layer.training
-        self.bias = layer.bias
+        self.register_parameter("bias", layer.bias)
         self.dtype = layer.weight.dtype
 
     def pack(self, weight: Tensor) -> Tensor:
@@ -45,11 +45,17 @@ class Packed(nn.Module):
             )
         return super().__getattr__(name)
 
-    def own(self, inputs: Tensor) -> Tensor:
-        """The inputs in the layer's type, whatever autocast has made of them."""
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """The layer's output, of inputs in its type."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return _outside_of_graphs(self, inputs)
         if inputs.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("a packed model has no gradients; take one that pack_for_cpu has not seen.")
-        return inputs if inputs.dtype == self.dtype else inputs.to(self.dtype)
+        # In the layer's type, whatever autocast has made of them.
+        return self.multiply(inputs if inputs.dtype == self.dtype else inputs.to(self.dtype))
 
     def train(self, mode: bool = True) -> "Packed":
         if mode:
@@ -97,6 +103,11 @@ class Packed(nn.Module):
         self.packed = self.pack(torch.from_numpy(packed).view(self.dtype).view(shape))
 
 
+@torch.compiler.disable(reason="a compiled graph takes only weights that it has packed itself; compile a plain model")
+def _outside_of_graphs(layer: Packed, inputs: Tensor) -> Tensor:
+    return layer(inputs)
+
+
 class PackableMixin:
     """A model that says that it is packed before a part of it has changed its mode."""
 
@@ -117,8 +128,9 @@ class PackedLinear(Packed):
     def pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TYPICAL_TOKENS)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.default(self.own(tokens), self.packed, self.bias, "none", [], "")
+    def multiply(self, inputs: Tensor) -> Tensor:
+        bias = self._parameters["bias"]  # without the detour of __getattr__, which a hundred layers pay for
+        return torch.ops.mkldnn._linear_pointwise.default(inputs, self.packed, bias, "none", [], "")
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.dtype}"
@@ -136,9 +148,10 @@ class PackedConv2d(Packed):
     def pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *self.settings)
 
-    def forward(self, feature_map: Tensor) -> Tensor:
+    def multiply(self, inputs: Tensor) -> Tensor:
+        bias = self._parameters["bias"]
         return torch.ops.mkldnn._convolution_pointwise.default(
-            self.own(feature_map), self.packed, self.bias, *self.settings, "none", [], ""
+            inputs, self.packed, bias, *self.settings, "none", [], ""
         )
 
     def extra_repr(self) -> str:

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from . import cpu_inference
+from .cpu_attention import has_products
 from .cpu_inference import as_convolution, column_map, is_eager, is_unwatched
 
 # Expanded activation that is computed at once, in bytes, where an image has no more.
@@ -63,12 +64,18 @@ def gains_as_convolution(tokens: Tensor, weight: Tensor) -> bool:
     )
 
 
-def gains_written_out(query: Tensor, key: Tensor) -> bool:
-    """Whether products and a softmax train sooner than PyTorch's fused attention: in bfloat16, of few keys.
+def gains_written_out(key: Tensor) -> bool:
+    """Whether products and a softmax train sooner than PyTorch's fused attention: in bfloat16, with few keys.
 
     Of more, the weights (B, heads, N, M) that they keep would be larger than the feed-forward's expanded activation.
     """
-    return query.dtype == torch.bfloat16 and torch.is_grad_enabled() and is_eager(query) and key.shape[2] <= MOST_KEYS
+    return (
+        key.dtype == torch.bfloat16
+        and torch.is_grad_enabled()
+        and is_eager(key)
+        and key.shape[2] <= MOST_KEYS
+        and has_products(key.dtype)
+    )
 
 
 def feed_forward(

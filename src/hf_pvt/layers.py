@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .cpu_attention import in_query_bands, pays_off
 from .cpu_inference import activate_in_place, in_row_bands, is_plain_inference
 from .cpu_packing import PackedLinear
 from .cpu_training import feed_forward, gains_written_out, is_plain_training, linear
@@ -130,13 +131,15 @@ class ReducedAttention(nn.Module):
 
     def attend(self, tokens: Tensor, reduced: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, N, C) and reduced tokens (B, M, C) -> (B, N, C) and, if computed, weights (B, heads, N, M)."""
-        query, key, value = (
-            self._split_heads(linear(layer, inputs))
-            for layer, inputs in ((self.query, tokens), (self.key, reduced), (self.value, reduced))
-        )
-        output, weights = self._attention_function(query, key, kwargs)(
+        key = self._split_heads(linear(self.key, reduced))
+        value = self._split_heads(linear(self.value, reduced))
+        implementation = self._implementation(key, kwargs)
+        if implementation == "sdpa" and self._is_banded(tokens, reduced):
+            query, project = partial(linear, self.query), partial(linear, self.proj)
+            return self.dropout(in_query_bands(tokens, key, value, query, project, self.scaling)), None
+        output, weights = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)(
             self,
-            query,
+            self._split_heads(linear(self.query, tokens)),
             key,
             value,
             None,
@@ -150,12 +153,20 @@ class ReducedAttention(nn.Module):
     def _split_heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, heads, N, D)
 
-    def _attention_function(self, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Any:
-        implementation = self.config._attn_implementation
+    def _implementation(self, key: Tensor, kwargs: dict[str, Any]) -> str:
+        implementation: str = self.config._attn_implementation
         # Only the eager function returns weights: whoever asks for attentions gets them, whatever the default is.
-        if kwargs.get("output_attentions") or (implementation == "sdpa" and gains_written_out(query, key)):
-            implementation = "eager"
-        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        if kwargs.get("output_attentions") or (implementation == "sdpa" and gains_written_out(key)):
+            return "eager"
+        return implementation
+
+    def _is_banded(self, tokens: Tensor, reduced: Tensor) -> bool:
+        # A wrapped or quantised linear may look at all tokens at once, as for a common scale.
+        linears = (self.query, self.proj)
+        are_plain = all(
+            type(part) in (nn.Linear, PackedLinear) and is_plain_inference(tokens, part) for part in linears
+        )
+        return are_plain and pays_off(tokens, reduced)
 
 
 class SpatialReductionAttention(ReducedAttention):
@@ -209,12 +220,20 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
-        # A wrapped or quantised linear may look at all tokens at once, as for a common scale.
-        is_plain = {type(self.dense1), type(self.dense2)} <= {nn.Linear, PackedLinear}
-        if is_plain and is_plain_inference(tokens, self):
-            expand = partial(self.expand, activate=activate_in_place)
-            return in_row_bands(expand, self.contract, tokens, grid, self.dense1.out_features, self.halo)
+        if self.is_banded(tokens):
+            return self.in_bands(tokens, grid)
         return self.contract(self.expand(tokens, grid))
+
+    def is_banded(self, tokens: Tensor) -> bool:
+        """Whether tokens (B, N, C) are computed in bands of rows."""
+        # A wrapped or quantised linear may look at all tokens at once, as for a common scale.
+        linears = {type(self.dense1), type(self.dense2)}
+        return linears <= {nn.Linear, PackedLinear} and is_plain_inference(tokens, self)
+
+    def in_bands(self, tokens: Tensor, grid: Grid, onto: Tensor | None = None) -> Tensor:
+        """As `forward`, for inference on a CPU; added in place to `onto` (B, N, C), a tensor that nobody else has."""
+        expand = partial(self.expand, activate=activate_in_place)
+        return in_row_bands(expand, self.contract, tokens, grid, self.dense1.out_features, self.halo, onto)
 
     def expand(self, tokens: Tensor, grid: Grid, activate: Activate = nn.Module.__call__) -> Tensor:
         """(B, N, C) -> (B, N, E); `activate(module, hidden)` applies an activation."""

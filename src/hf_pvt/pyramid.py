@@ -31,7 +31,10 @@ class PyramidBlock(GradientCheckpointingLayer):
 
     def forward(self, tokens: Tensor, grid: Grid, **kwargs: Any) -> Tensor:
         tokens = tokens + self.drop_path(self.attention(self.layer_norm_1(tokens), grid, **kwargs)[0])
-        return tokens + self.drop_path(self.mlp(self.layer_norm_2(tokens), grid))
+        normed = self.layer_norm_2(tokens)
+        if self.mlp.is_banded(normed) and normed is not tokens:  # as without a norm
+            return self.mlp.in_bands(normed, grid, onto=tokens)
+        return tokens + self.drop_path(self.mlp(normed, grid))
 
 
 class PyramidStage(nn.Module):
