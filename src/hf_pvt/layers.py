@@ -259,8 +259,7 @@ class ConvFeedForward(FeedForward):
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         if not (torch.is_grad_enabled() and self._is_plain_training(tokens)):
             return super().forward(tokens, grid)
-        convolution = self.dwconv.dwconv
-        filters = convolution.weight, convolution.bias
+        filters = tuple(self.dwconv.dwconv.parameters())  # weight and bias
         return feed_forward(self.dense1, partial(self._spread, grid), filters, self.dense2, tokens)
 
     def expand(self, tokens: Tensor, grid: Grid, activate: Activate = nn.Module.__call__) -> Tensor:
