@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import FAMILIES, PVT_V2_LINEAR, perturb
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from transformers import PreTrainedModel
 
 import hf_pvt
@@ -235,13 +236,17 @@ def test_transforms(taken: list[tuple[int, ...]]) -> None:
 
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     per_image = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, tokens.detach())
+    of_tokens = torch.func.vmap(torch.func.grad(lambda one: module(one[None], GRID).square().sum()))(tokens.detach())
     direction = torch.randn_like(tokens)
-    _, forward = torch.func.jvp(lambda tokens: module(tokens, GRID), (tokens.detach(),), (direction,))
+    with forward_ad.dual_level():
+        forward = forward_ad.unpack_dual(module(forward_ad.make_dual(tokens, direction), GRID)).tangent
     assert not taken
     for name, parameter in module.named_parameters():
         for image in range(BATCH):
             (expected,) = torch.autograd.grad(module(tokens[image : image + 1], GRID).square().sum(), [parameter])
             torch.testing.assert_close(per_image[name][image], expected, rtol=1e-10, atol=1e-12)
+    (expected,) = torch.autograd.grad(module(tokens, GRID).square().sum(), [tokens])
+    torch.testing.assert_close(of_tokens, expected, rtol=1e-10, atol=1e-12)
     step = 1e-6 * direction
     difference = (module(tokens + step, GRID) - module(tokens - step, GRID)) / 2e-6
     torch.testing.assert_close(forward, difference, rtol=1e-6, atol=1e-8)
