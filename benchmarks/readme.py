@@ -12,7 +12,7 @@ from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 from hf_pvt.detection.auto_detectors import DETECTORS
 from hf_pvt.detection.published_detectors import PublishedDetector
 
-from . import detection, growth, training_memory
+from . import detection, growth, training, training_memory
 from .models import MODELS
 from .results import RESULTS, Results, load_all
 from .tables import memory_table, origin, time_table
@@ -99,6 +99,12 @@ def speed_tables(table: Callable[..., str], models: Sequence[str], **arguments: 
 
 def growth_table() -> str:
     return of_each_processor(growth.growth_table)
+
+
+def training_table() -> str:
+    """The last run of `benchmarks.training`."""
+    results = json.loads((RESULTS / "training.json").read_text())
+    return f"`python -m benchmarks.training`: {results['machine']}.\n\n{training.table(results)}"
 
 
 def training_memory_tables() -> str:

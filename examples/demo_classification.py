@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.transforms import v2
+from training.heap import DEFAULT_HEAP, keep_large_blocks
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PvtImageProcessor, pipeline
 from transformers.utils import logging
 
@@ -111,7 +112,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("out/demo"))
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--default_heap", action="store_true", help=DEFAULT_HEAP)
     arguments = parser.parse_args()
+    if not arguments.default_heap:
+        keep_large_blocks()
     logging.disable_progress_bar()
     torch.manual_seed(0)
     folder = arguments.output_dir / "digits-pvt-v2"

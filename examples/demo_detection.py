@@ -19,6 +19,7 @@ from digit_scenes import SCENE_SIZE, Scene, extent, scenes
 from one_cycle import train_one_cycle
 from PIL import Image
 from torch import Tensor
+from training.heap import DEFAULT_HEAP, keep_large_blocks
 from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, pipeline
 from transformers.utils import logging
 
@@ -158,7 +159,10 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("out/demo"))
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--default_heap", action="store_true", help=DEFAULT_HEAP)
     arguments = parser.parse_args()
+    if not arguments.default_heap:
+        keep_large_blocks()
     logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
     folder = arguments.output_dir / "digit-scenes-mask-rcnn"

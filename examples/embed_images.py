@@ -23,6 +23,7 @@ from batch_inference.shards import summarise, write_shard
 from batch_inference.units import open_source
 from tqdm import tqdm
 from training.arguments import parse
+from training.heap import keep_large_blocks
 from training.launch import lost_processes, parent_command_lines, run_main
 from training.same_job import check_same_job
 from training.whole_files import MaskFiles
@@ -38,6 +39,8 @@ def main() -> None:
     process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu" and not arguments.default_heap:
+        keep_large_blocks()
     problem = lost_processes(processes, parent_command_lines())
     if problem:
         tqdm.write(f"warning: {problem}")

@@ -37,6 +37,7 @@ from tqdm import tqdm
 from training.arguments import parse
 from training.evaluation import Evidence, scores_of_all, together
 from training.feed import Prepare
+from training.heap import keep_large_blocks
 from training.launch import lost_processes, parent_command_lines, run_main, share_of_cores
 from training.loop import numbers_of
 from training.models import check_path
@@ -60,6 +61,8 @@ def start(arguments: EvaluationArguments) -> Accelerator:
         logging.getLogger(talkative).setLevel(logging.WARNING)
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))
     accelerator = Accelerator(mixed_precision="bf16" if arguments.bf16 else "no", kwargs_handlers=[patience])
+    if accelerator.device.type == "cpu" and not arguments.default_heap:
+        keep_large_blocks()
     problem = lost_processes(accelerator.num_processes, parent_command_lines())
     if problem:
         logger.warning(problem)

@@ -13,6 +13,8 @@ import pytest
 import reference
 import torch
 from PIL import Image
+from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
 from transformers import AutoModelForImageClassification
 
 import hf_pvt
@@ -66,10 +68,51 @@ def test_ecosystem(namespace: dict[str, Any]) -> None:
     adapted = names["adapted"].base_model.state_dict()
     torch.testing.assert_close(adapted, pretrained.base_model.state_dict(), rtol=0, atol=0)  # as LoRA starts
     assert names["trainer"].state.global_step == 2
+    for variant, with_adapters in names["of_families"].items():
+        check_adapters(variant, with_adapters)
+    check_decoder_maps(names["encoder"], names["maps"])
     assert (names["folder"] / "out/trainer/model/model.safetensors").is_file()
     with torch.no_grad():
         expected = pretrained(names["images"]).logits.numpy()
     np.testing.assert_allclose(names["scores"], expected, atol=1e-5 * abs(expected).max())
+
+
+@torch.no_grad()
+def check_adapters(variant: str, with_adapters: nn.Module) -> None:
+    """Every linear of the blocks has one, and nothing else; trained ones act as when merged."""
+    adapted = {name.partition(".lora_A")[0] for name, _ in with_adapters.named_parameters() if ".lora_A." in name}
+    linears = {
+        name.removesuffix(".base_layer")
+        for name, module in with_adapters.named_modules()
+        if ".blocks." in name and type(module) is nn.Linear and ".lora_" not in name
+    }
+    assert adapted == linears and len(adapted) == 6 * sum(hf_pvt.VARIANTS[variant].architecture["depths"])
+    torch.manual_seed(0)
+    for name, parameter in with_adapters.named_parameters():
+        if ".lora_B." in name:
+            parameter.normal_(std=0.1)
+    image = torch.randn(1, 3, 224, 224)
+    with_adapters.eval()
+    actual = with_adapters(image).logits
+    with with_adapters.disable_adapter():
+        without = with_adapters(image).logits
+    merged = with_adapters.merge_and_unload()(image).logits
+    assert (merged - actual).norm() < 1e-5 * actual.norm()
+    assert (without - actual).norm() > 1e-2 * actual.norm()
+
+
+@torch.no_grad()
+def check_decoder_maps(encoder: nn.Module, maps: list[torch.Tensor]) -> None:
+    """Six maps, each half the one before; the last four are the backbone's, and a feature pyramid takes them."""
+    sides = [(64 >> level, 96 >> level) for level in range(6)]
+    assert [tuple(feature_map.shape) for feature_map in maps] == [
+        (1, channels, *side) for channels, side in zip(encoder.out_channels, sides, strict=True)
+    ]
+    for actual, expected in zip(encoder(maps[0])[2:], encoder.backbone(maps[0]).feature_maps, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    decoder = FeaturePyramidNetwork(encoder.out_channels[2:], 16)
+    decoded = decoder({str(level): feature_map for level, feature_map in enumerate(maps[2:])})
+    assert [tuple(feature_map.shape) for feature_map in decoded.values()] == [(1, 16, *side) for side in sides[2:]]
 
 
 @pytest.mark.parametrize("document", TABLES, ids=lambda document: str(document.relative_to(ROOT)))

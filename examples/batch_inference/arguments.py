@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from training.arguments import flag
+from training.heap import DEFAULT_HEAP
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Arguments:
     top_k: int = flag("Labels of a prediction.", 5)
     threshold: float = flag("Least score of a detection.", 0.05)
     bf16: bool = flag("Compute in bfloat16.", False)
+    default_heap: bool = flag(DEFAULT_HEAP, False)
     on_bad_image: Literal["error", "skip"] = flag(
         "Stop at a file that is no sound image, or list and skip it.", "error"
     )

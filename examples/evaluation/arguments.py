@@ -8,6 +8,7 @@ from typing import Literal
 from training.annotated_images import AnnotationArguments
 from training.annotations import BoxFormat
 from training.arguments import FILES, DataArguments, flag
+from training.heap import DEFAULT_HEAP
 
 
 @dataclass
@@ -56,6 +57,7 @@ class EvaluationArguments:
     batch_size: int = flag("Images at once; segmentation and detection take one.", 32)
     unit_size: int = flag("Samples after which what was found is written.", 200)
     dataloader_num_workers: int | None = flag("Processes that read images; default: a share of the cores.")
+    default_heap: bool = flag(DEFAULT_HEAP, False)
     on_bad_image: Literal["error", "skip"] = flag(
         "Stop at a file that is no sound image, or list and skip it.", "error"
     )

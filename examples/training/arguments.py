@@ -11,6 +11,8 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+from .heap import DEFAULT_HEAP
+
 # What weight decay leaves out unless told otherwise, "vectors" being biases and norms; and what it may leave out.
 UNDECAYED = ("vectors", "position_embeddings", "cls_token")
 DECAY_KINDS = (*UNDECAYED, "norms", "backbone_norms")
@@ -108,6 +110,7 @@ class RunArguments:
     gradient_checkpointing: bool = flag("Compute activations twice to hold fewer.", False)
     compile: bool = flag("Compile the model with torch.compile.", False)
     channels_last: bool = flag("Weights in channels-last memory, as the activations are.", False)
+    default_heap: bool = flag(DEFAULT_HEAP, False)
     checkpointing_steps: str | None = flag('A checkpoint every so many steps, or every "epoch"; default: none.')
     checkpoints_total_limit: int | None = flag("How many checkpoints are kept; default: all.")
     eval_steps: str | None = flag('Evaluate every so many steps, or every "epoch"; default: at the end only.')

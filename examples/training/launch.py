@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .arguments import OptimizationArguments, RunArguments
 from .checkpoints import CheckpointError
+from .heap import keep_large_blocks
 
 logger = get_logger(__name__)
 
@@ -29,7 +30,10 @@ HOW_TO = "GPUs: accelerate launch --multi_gpu --num_processes N; CPU: ACCELERATE
 
 
 def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator:
-    """This process's accelerator, with logging set up and lost processes warned of; fills in the loader's workers."""
+    """This process's accelerator, with logging and the heap set up, and lost processes warned of.
+
+    Fills in the loader's workers.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for talkative in ("httpx", "accelerate", "torch", "fsspec"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
@@ -42,6 +46,8 @@ def start(optimization: OptimizationArguments, run: RunArguments) -> Accelerator
         log_with=run.report_to,
         project_dir=run.output_dir,
     )
+    if accelerator.device.type == "cpu" and not run.default_heap:
+        keep_large_blocks()
     if run.dataloader_num_workers is None:
         run.dataloader_num_workers = share_of_cores()
     if accelerator.state.deepspeed_plugin is not None:

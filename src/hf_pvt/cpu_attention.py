@@ -2,7 +2,7 @@
 
 PyTorch's own kernel multiplies its tiles by the BLAS, and bfloat16 hardly faster than float32. Here a band of queries
 is projected, multiplied with all keys and with all values by oneDNN, and projected back, one head after another. Scores
-stay in the cache; queries and mixed values exist for one band only. `python -m benchmarks.attention` measures it.
+stay in the cache; queries and mixed values exist for one band only. `python -m benchmarks` measures it.
 
 Legend: see `layers`; R queries of a band.
 """

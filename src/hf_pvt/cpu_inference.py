@@ -1,6 +1,6 @@
 """Feed-forwards and linears for inference on a CPU: the same numbers, faster and in a fraction of the memory.
 
-Two facts make the difference (`python -m benchmarks.forward` measures it):
+Two facts make the difference (`python -m benchmarks` measures it):
 
 1. glibc maps and unmaps every large activation, and the page faults cost up to half of a forward. The expanded
    activation of the feed-forward is by far the largest, so it is computed in bands of rows that stay in the cache.
@@ -66,17 +66,20 @@ def _collect_plain(module: nn.Module, plain: set[int]) -> bool:
     return True
 
 
-def is_eager_inference(tokens: Tensor) -> bool:
-    """Whether tensors on the CPU are computed with as they are: no gradients, compilation, tracing, autocast, hooks."""
+def is_eager(tokens: Tensor) -> bool:
+    """Whether tensors on the CPU are computed with as they are: no compilation, tracing, hooks."""
     return (
         type(tokens) is Tensor
         and tokens.device.type == "cpu"
-        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
         and not torch_module._has_any_global_hook()
     )
+
+
+def is_eager_inference(tokens: Tensor) -> bool:
+    """Whether that is all: no gradients, no autocast."""
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")) and is_eager(tokens)
 
 
 def is_plain_inference(tokens: Tensor, module: nn.Module) -> bool:
@@ -99,12 +102,21 @@ def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
         and is_plain_inference(tokens, layer)
         and tokens.shape[0] * tokens.shape[1] >= MIN_ONEDNN_TOKENS  # last: compilation would guard on it
     ):
-        batch, count, channels = tokens.shape
-        images = ONEDNN_IMAGES if batch * count % ONEDNN_IMAGES == 0 else batch
-        column_map = tokens.view(images, -1, 1, channels).permute(0, 3, 1, 2)  # (images, C, B*N/images, 1)
-        output = torch.conv2d(column_map, layer.weight[:, :, None, None], layer.bias)  # (images, C_out, B*N/images, 1)
-        return output.permute(0, 2, 3, 1).reshape(batch, count, -1)  # (B, N, C_out)
+        return as_convolution(tokens, layer.weight, layer.bias)
     return layer(tokens)
+
+
+def as_convolution(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear(tokens, weight, bias)` of contiguous tokens (B, N, C), as a 1x1 convolution."""
+    output = torch.conv2d(column_map(tokens), weight[:, :, None, None], bias)  # (images, C_out, B*N/images, 1)
+    return output.permute(0, 2, 3, 1).reshape(*tokens.shape[:2], -1)  # (B, N, C_out)
+
+
+def column_map(tokens: Tensor) -> Tensor:
+    """Contiguous tokens (B, N, C) as a channels-last map (images, C, B*N/images, 1): a view."""
+    batch, count, channels = tokens.shape
+    images = ONEDNN_IMAGES if batch * count % ONEDNN_IMAGES == 0 else batch
+    return tokens.view(images, -1, 1, channels).permute(0, 3, 1, 2)
 
 
 def activate_in_place(activation: nn.Module, hidden: Tensor) -> Tensor:
@@ -163,10 +175,14 @@ def keep_bands_on_the_heap() -> None:
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """No hooks, no replaced forward, no wrapped or quantised parameters, not in training mode (Monte Carlo dropout)."""
+    """Unwatched, and not in training mode (Monte Carlo dropout)."""
+    return not module.training and is_unwatched(module)
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """No hooks, no replaced forward, no wrapped or quantised parameters."""
     return not (
-        module.training
-        or module._forward_hooks
+        module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

@@ -1,7 +1,7 @@
 """A packed form for serving on a CPU: each weight lies once in oneDNN's own layout.
 
 oneDNN otherwise reorders the weights of all products in every forward, which at a batch of one image is a good part of
-it. These are the operators that `torch.compile` uses when it freezes a model. `python -m benchmarks.serving` measures
+it. These are the operators that `torch.compile` uses when it freezes a model. `python -m benchmarks` measures
 what they gain.
 """
 

@@ -16,8 +16,9 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cpu_attention import in_query_bands, pays_off
-from .cpu_inference import activate_in_place, in_row_bands, is_plain_inference, linear
+from .cpu_inference import activate_in_place, in_row_bands, is_plain_inference
 from .cpu_packing import PackedLinear
+from .cpu_training import feed_forward, gains_written_out, is_plain_training, linear
 
 Grid = tuple[int, int]
 Activate = Callable[[nn.Module, Tensor], Tensor]
@@ -132,7 +133,7 @@ class ReducedAttention(nn.Module):
         """Tokens (B, N, C) and reduced tokens (B, M, C) -> (B, N, C) and, if computed, weights (B, heads, N, M)."""
         key = self._split_heads(linear(self.key, reduced))
         value = self._split_heads(linear(self.value, reduced))
-        implementation = self._implementation(kwargs)
+        implementation = self._implementation(key, kwargs)
         if implementation == "sdpa" and self._is_banded(tokens, reduced):
             query, project = partial(linear, self.query), partial(linear, self.proj)
             return self.dropout(in_query_bands(tokens, key, value, query, project, self.scaling)), None
@@ -152,9 +153,12 @@ class ReducedAttention(nn.Module):
     def _split_heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, heads, N, D)
 
-    def _implementation(self, kwargs: dict[str, Any]) -> str:
+    def _implementation(self, key: Tensor, kwargs: dict[str, Any]) -> str:
+        implementation: str = self.config._attn_implementation
         # Only the eager function returns weights: whoever asks for attentions gets them, whatever the default is.
-        return "eager" if kwargs.get("output_attentions") else self.config._attn_implementation
+        if kwargs.get("output_attentions") or (implementation == "sdpa" and gains_written_out(key)):
+            return "eager"
+        return implementation
 
     def _is_banded(self, tokens: Tensor, reduced: Tensor) -> bool:
         # A wrapped or quantised linear may look at all tokens at once, as for a common scale.
@@ -252,9 +256,29 @@ class ConvFeedForward(FeedForward):
         self.inner_activation = inner_activation
         self.dwconv = DepthwiseConv(expanded_dim)
 
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        if not (torch.is_grad_enabled() and self._is_plain_training(tokens)):
+            return super().forward(tokens, grid)
+        filters = tuple(self.dwconv.dwconv.parameters())  # weight and bias
+        return feed_forward(self.dense1, partial(self._spread, grid), filters, self.dense2, tokens)
+
     def expand(self, tokens: Tensor, grid: Grid, activate: Activate = nn.Module.__call__) -> Tensor:
         hidden = activate(self.inner_activation, linear(self.dense1, tokens))  # (B, N, E)
         return activate(self.activation, self.dwconv(hidden, grid))  # (B, N, E)
+
+    def _is_plain_training(self, tokens: Tensor) -> bool:
+        return (
+            type(self.dense1) is type(self.dense2) is nn.Linear
+            and type(self.dwconv.dwconv) is nn.Conv2d
+            and not (self.training and self.dropout.p > 0)
+            and is_plain_training(tokens, self)
+        )
+
+    def _spread(self, grid: Grid, hidden: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
+        """What `expand` makes of the first linear's output (B, N, E), with the depthwise convolution's parameters."""
+        feature_map = tokens_to_map(self.inner_activation(hidden), grid)
+        feature_map = F.conv2d(feature_map, filters, bias, padding=1, groups=filters.shape[0])  # (B, E, H, W)
+        return self.activation(map_to_tokens(feature_map))  # (B, N, E)
 
 
 class DepthwiseConv(nn.Module):

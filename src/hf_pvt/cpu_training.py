@@ -1,0 +1,168 @@
+"""What trains on a CPU sooner and in less memory: linears, convolutional feed-forwards, attention in bfloat16.
+
+1. A linear over channels-last tokens is a 1x1 convolution, as in inference (`cpu_inference`), and so are both products
+   of its backward. On AMD that halves the time of float32's linears, which are two thirds of a step.
+2. A convolutional feed-forward keeps three expanded activations for its backward, P2T's four: most of what a step
+   keeps. `feed_forward` keeps one, the first linear's output, and computes the rest anew, a few images at a time, so
+   that it stays in the cache. The peak beyond weights and optimizer falls by two fifths, the time rises by up to 6%.
+3. In bfloat16 PyTorch's fused attention is slow, its backward above all: written out, a step is a tenth faster.
+
+`python -m benchmarks.training` measures the whole. What is not plain (compilation, export, hooks, wrapped or quantised
+layers, transforms of `torch.func`) takes the ordinary path.
+
+Legend: B batch, H x W grid, N = H*W tokens, M keys, C channels, E expanded channels.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from . import cpu_inference
+from .cpu_attention import has_products
+from .cpu_inference import as_convolution, column_map, is_eager, is_unwatched
+
+# Expanded activation that is computed at once, in bytes, where an image has no more.
+CHUNK_BYTES = 8 * 2**20
+# Of an attention that is written out: four times the dimension of a head in all published variants.
+MOST_KEYS = 256
+
+
+def is_plain_training(tokens: Tensor, module: nn.Module) -> bool:
+    """Whether this is eager on the CPU, without transforms, and nobody watches or replaces a part of `module`."""
+    return (
+        is_eager(tokens)
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and all(map(is_unwatched, module.modules()))
+        and tokens.is_contiguous()
+    )
+
+
+def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """`layer(tokens)` for a linear layer and tokens (B, N, C), in training and in inference."""
+    if type(layer) is nn.Linear and torch.is_grad_enabled() and is_plain_training(tokens, layer):
+        return product(tokens, layer.weight, layer.bias)
+    return cpu_inference.linear(layer, tokens)
+
+
+def product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` of contiguous tokens (B, N, C)."""
+    if gains_as_convolution(tokens, weight):
+        return as_convolution(tokens, weight, bias)
+    return F.linear(tokens, weight, bias)
+
+
+def gains_as_convolution(tokens: Tensor, weight: Tensor) -> bool:
+    """In float32, that is; bfloat16 goes to oneDNN either way."""
+    return (
+        tokens.dtype == torch.float32 == weight.dtype
+        and not torch.is_autocast_enabled("cpu")
+        and tokens.shape[0] * tokens.shape[1] >= cpu_inference.MIN_ONEDNN_TOKENS
+    )
+
+
+def gains_written_out(key: Tensor) -> bool:
+    """Whether products and a softmax train sooner than PyTorch's fused attention: in bfloat16, with few keys.
+
+    Of more, the weights (B, heads, N, M) that they keep would be larger than the feed-forward's expanded activation.
+    """
+    return (
+        key.dtype == torch.bfloat16
+        and torch.is_grad_enabled()
+        and is_eager(key)
+        and key.shape[2] <= MOST_KEYS
+        and has_products(key.dtype)
+    )
+
+
+def feed_forward(
+    dense1: nn.Linear, spread: Callable[..., Tensor], filters: Sequence[Tensor], dense2: nn.Linear, tokens: Tensor
+) -> Tensor:
+    """`dense2(spread(dense1(tokens), *filters))`, (B, N, C) -> (B, N, C), of which `dense1`'s output is kept.
+
+    `spread` gives (B, N, E), and treats images independently of each other. Under autocast all are cast as usual.
+    """
+    tensors = (tokens, dense1.weight, dense1.bias, dense2.weight, dense2.bias, *filters)
+    if torch.is_autocast_enabled("cpu"):
+        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
+    images_at_once = max(1, CHUNK_BYTES // (tokens.shape[1] * dense1.out_features * tensors[0].element_size()))
+    return _FeedForward.apply(spread, images_at_once, *tensors)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spread: Callable[..., Tensor], images_at_once: int, *tensors: Tensor) -> Tensor:
+        ctx.spread, ctx.images_at_once = spread, images_at_once
+        tokens, weight1, bias1, weight2, bias2, *filters = tensors
+        kept, outputs = [], []
+        with torch.autocast("cpu", enabled=False):
+            for part in tokens.split(images_at_once):
+                kept.append(product(part, weight1, bias1))  # (b, N, E)
+                outputs.append(product(spread(kept[-1], *filters), weight2, bias2))  # (b, N, C)
+        ctx.save_for_backward(*tensors, *kept)
+        return torch.cat(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[2:]
+        saved = ctx.saved_tensors  # once: checkpointing computes them for this one look
+        tensors, kept = saved[: len(needed)], saved[len(needed) :]
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled():  # for a second derivative
+                return None, None, *_differentiable_gradients(ctx.spread, tensors, gradient, needed)
+            tokens, *parameters = tensors
+            parts = zip(tokens.split(ctx.images_at_once), kept, gradient.split(ctx.images_at_once), strict=True)
+            of_tokens: list[Tensor] = []
+            sums: list[Tensor] = []
+            for part, hidden, of_output in parts:
+                of_part, *others = _gradients(ctx.spread, part, hidden, parameters, of_output.contiguous())
+                of_tokens.append(of_part)
+                # In float32 at least, as one product over all images would add.
+                sums = list(map(Tensor.add_, sums, others)) if sums else list(map(_not_half, others))
+        found = [torch.cat(of_tokens), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))]
+        return None, None, *(tensor if need else None for tensor, need in zip(found, needed, strict=True))
+
+
+def _not_half(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _gradients(
+    spread: Callable[..., Tensor], tokens: Tensor, hidden: Tensor, parameters: Sequence[Tensor], of_output: Tensor
+) -> list[Tensor]:
+    """Those of some images: of the tokens, of both linears and of the filters."""
+    weight1, _, weight2, _, *filters = parameters
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in (hidden, *filters)]
+        expanded = spread(*leaves)  # (b, N, E)
+    of_expanded, *of_dense2 = _product_gradients(of_output, expanded.detach(), weight2)
+    of_hidden, *of_filters = torch.autograd.grad(expanded, leaves, of_expanded)
+    of_tokens, *of_dense1 = _product_gradients(of_hidden, tokens, weight1)
+    return [of_tokens, *of_dense1, *of_dense2, *of_filters]
+
+
+def _product_gradients(gradient: Tensor, tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of the tokens, the weight and the bias of `product`."""
+    if gains_as_convolution(tokens, weight):
+        maps = column_map(gradient), column_map(tokens)
+        of_map, of_filters, of_bias = torch.ops.aten.convolution_backward(
+            *maps, weight[:, :, None, None], [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3
+        )
+        return of_map.permute(0, 2, 3, 1).reshape(tokens.shape), of_filters.view(weight.shape), of_bias
+    rows = gradient.flatten(0, 1)  # (b*N, C_out)
+    return gradient @ weight, rows.t() @ tokens.flatten(0, 1), rows.sum(0)
+
+
+def _differentiable_gradients(
+    spread: Callable[..., Tensor], tensors: Sequence[Tensor], gradient: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The same for those that need one, by operations that have gradients themselves."""
+    tokens, weight1, bias1, weight2, bias2, *filters = tensors
+    output = product(spread(product(tokens, weight1, bias1), *filters), weight2, bias2)
+    chosen = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(output, chosen, gradient, create_graph=True))
+    return [next(found) if need else None for need in needed]

@@ -1,0 +1,297 @@
+"""The fast path of training on a CPU: the same gradients, of less memory, and only where nobody would notice."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import peft
+import pytest
+import torch
+from families import FAMILIES, PVT_V2_LINEAR, perturb
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from transformers import PreTrainedModel
+
+import hf_pvt
+from benchmarks.training_memory import saved_storages
+from hf_pvt import cpu_inference, cpu_training, layers
+
+FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
+CONVOLUTIONAL = [name for name in FAMILY if name != "pvt"]
+BATCH, CHANNELS, EXPANDED, GRID = 3, 8, 24, (5, 7)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of the tokens of each fast feed-forward; it goes by single images, and linears of any size are fast."""
+    calls: list[tuple[int, ...]] = []
+    function = layers.feed_forward
+
+    def spy(*args: Any) -> Tensor:
+        calls.append(tuple(args[-1].shape))
+        return function(*args)
+
+    monkeypatch.setattr(layers, "feed_forward", spy)
+    monkeypatch.setattr(cpu_training, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", 1)
+    return calls
+
+
+def tiny(family: str, **fields: Any) -> PreTrainedModel:
+    """In evaluation mode, where drop path draws nothing."""
+    torch.manual_seed(0)
+    model = FAMILY[family].model(FAMILY[family].tiny_config(**fields)).eval()
+    perturb(model)
+    return model
+
+
+def watched(model: nn.Module) -> nn.Module:
+    """A copy that takes the ordinary path everywhere: each part has a hook."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        module.register_forward_hook(lambda module, inputs, output: None)
+    return model
+
+
+def gradients(model: nn.Module, pixel_values: Tensor, **context: Any) -> dict[str, Tensor]:
+    model.zero_grad()
+    with context.get("inside", nullcontext()):
+        output = model(pixel_values.to(next(model.parameters()).dtype)).last_hidden_state
+    output.float().square().mean().backward() if output.dtype != torch.float64 else output.square().mean().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def largest_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Of all tensors, as a share of the norm; one that has to be zero, of all their norms."""
+    assert actual.keys() == expected.keys()
+    scale = max(tensor.double().norm() for tensor in expected.values())
+    return max(
+        float((actual[name].double() - tensor.double()).norm() / max(tensor.double().norm(), 1e-3 * scale))
+        for name, tensor in expected.items()
+    )
+
+
+@pytest.mark.parametrize("size", [(64, 64), (45, 70)], ids=str)
+@pytest.mark.parametrize("family", FAMILY)
+def test_gradients(family: str, size: tuple[int, int], taken: list[tuple[int, ...]]) -> None:
+    """In float64 the ordinary path's to the last digits, in float32 to 1e-5 of them; so is a batch of one image."""
+    model, images = tiny(family), torch.randn(BATCH, 3, *size)
+    double = copy.deepcopy(model).double()
+    for batch in (images, images[:1]):
+        expected = gradients(watched(double), batch)
+        assert not taken
+        assert largest_error(gradients(double, batch), expected) < 1e-12
+        assert largest_error(gradients(model, batch), expected) < 1e-5
+        assert bool(taken) == (family in CONVOLUTIONAL)
+        taken.clear()
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_bfloat16(family: str, taken: list[tuple[int, ...]]) -> None:
+    """Under autocast the gradients are float32's, as near to float64's as the ordinary path's."""
+    model, images = tiny(family), torch.randn(BATCH, 3, 64, 64)
+    expected = gradients(watched(model).double(), images)
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    ordinary = largest_error(gradients(watched(model), images, inside=autocast()), expected)
+    actual = gradients(model, images, inside=autocast())
+    assert {gradient.dtype for gradient in actual.values()} == {torch.float32}
+    assert largest_error(actual, expected) < max(1.5 * ordinary, 0.02)
+    assert bool(taken) == (family in CONVOLUTIONAL)
+
+
+def feed_forward(dtype: torch.dtype = torch.float64) -> tuple[layers.ConvFeedForward, Tensor]:
+    torch.manual_seed(0)
+    module = layers.ConvFeedForward(CHANNELS, EXPANDED, nn.Hardswish(), nn.GELU(), dropout=0.0).to(dtype)
+    return module, torch.randn(BATCH, GRID[0] * GRID[1], CHANNELS, dtype=dtype, requires_grad=True)
+
+
+def test_first_and_second_derivative(taken: list[tuple[int, ...]]) -> None:
+    """Of tokens and parameters, against differences."""
+    module, tokens = feed_forward()
+    inputs = (tokens, *module.parameters())
+
+    def output(tokens: Tensor, *_: Tensor) -> Tensor:
+        return module(tokens, GRID)
+
+    assert torch.autograd.gradcheck(output, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(output, inputs, fast_mode=True)
+    assert taken
+
+
+def test_what_is_kept(taken: list[tuple[int, ...]]) -> None:
+    """The tokens and one expanded activation; the ordinary path keeps four."""
+    module, tokens = feed_forward(torch.float32)
+    narrow, wide = (4 * BATCH * GRID[0] * GRID[1] * dim for dim in (CHANNELS, EXPANDED))
+    with saved_storages(module) as kept:
+        output = module(tokens, GRID)
+    assert sorted(kept.values()) == sorted([narrow, *BATCH * [wide // BATCH]])
+    assert output.requires_grad and taken == [(BATCH, GRID[0] * GRID[1], CHANNELS)]
+    with saved_storages(module) as kept:
+        output = watched(module)(tokens, GRID)
+    assert sorted(kept.values())[-4:] == 4 * [wide]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("family", CONVOLUTIONAL)
+def test_checkpointing(family: str, use_reentrant: bool, taken: list[tuple[int, ...]]) -> None:
+    model, images = tiny(family).double().train(), torch.randn(BATCH, 3, 64, 64)
+    for module in model.modules():
+        if isinstance(module, layers.DropPath):
+            module.rate = 0.0
+    expected = gradients(watched(model), images)
+    # Transformers 6 drops the old name, 5.17 lacks the new one.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": use_reentrant})
+    assert largest_error(gradients(model, images), expected) < 1e-12
+    assert taken
+
+
+def test_used_twice(taken: list[tuple[int, ...]]) -> None:
+    """A module twice in a graph, and a graph twice."""
+    module, tokens = feed_forward()
+
+    def twice(module: nn.Module) -> list[Tensor]:
+        output = module(module(tokens, GRID), GRID).square().sum()
+        first = torch.autograd.grad(output, list(module.parameters()), retain_graph=True)
+        second = torch.autograd.grad(output, list(module.parameters()))
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+        return list(first)
+
+    torch.testing.assert_close(twice(module), twice(watched(module)), rtol=1e-10, atol=1e-12)
+    assert len(taken) == 2
+
+
+FROZEN = {"dense2": ["dense2"], "filters": ["dwconv"], "before": ["dense1"], "all but dense2": ["dense1", "dwconv"]}
+
+
+@pytest.mark.parametrize("parts", FROZEN.values(), ids=FROZEN)
+def test_frozen_parts(parts: list[str], taken: list[tuple[int, ...]]) -> None:
+    """They get no gradient, and the others the same as ever; also where the tokens need none."""
+    module, tokens = feed_forward()
+    for part in parts:
+        module.get_submodule(part).requires_grad_(False)
+    for inputs in (tokens, tokens.detach()):
+        chosen = [tensor for tensor in (inputs, *module.parameters()) if tensor.requires_grad]
+        actual = torch.autograd.grad(module(inputs, GRID).square().sum(), chosen)
+        ordinary = watched(module)
+        chosen = [tensor for tensor in (inputs, *ordinary.parameters()) if tensor.requires_grad]
+        expected = torch.autograd.grad(ordinary(inputs, GRID).square().sum(), chosen)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    assert len(taken) == 2
+
+
+def with_lora(module: nn.Module) -> nn.Module:
+    return peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["dense1", "dense2"]), module)
+
+
+def with_dropout(module: nn.Module) -> nn.Module:
+    module.dropout.p = 0.5
+    return module.train()
+
+
+def with_a_hook(module: nn.Module) -> nn.Module:
+    module.dense2.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return module
+
+
+def with_a_watched_convolution(module: nn.Module) -> nn.Module:
+    module.dwconv.dwconv.register_full_backward_hook(lambda module, of_inputs, of_outputs: None)
+    return module
+
+
+CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    change.__name__: change for change in (with_lora, with_dropout, with_a_hook, with_a_watched_convolution)
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_not_taken(change: Callable[[nn.Module], nn.Module], taken: list[tuple[int, ...]]) -> None:
+    """Where a part is wrapped, watched or drops: it does what it is there for."""
+    module, tokens = feed_forward()
+    module = change(module)
+    torch.manual_seed(0)
+    actual = module(tokens, GRID)
+    torch.manual_seed(0)
+    expected = module.contract(module.expand(tokens, GRID))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert not taken
+
+
+def test_transforms(taken: list[tuple[int, ...]]) -> None:
+    """`torch.func` and forward-mode derivatives go the ordinary way, which they can transform."""
+    module, tokens = feed_forward()
+
+    def loss(parameters: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        return torch.func.functional_call(module, parameters, (tokens[None], GRID)).square().sum()
+
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    per_image = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, tokens.detach())
+    of_tokens = torch.func.vmap(torch.func.grad(lambda one: module(one[None], GRID).square().sum()))(tokens.detach())
+    direction = torch.randn_like(tokens)
+    with forward_ad.dual_level():
+        forward = forward_ad.unpack_dual(module(forward_ad.make_dual(tokens, direction), GRID)).tangent
+    assert not taken
+    for name, parameter in module.named_parameters():
+        for image in range(BATCH):
+            (expected,) = torch.autograd.grad(module(tokens[image : image + 1], GRID).square().sum(), [parameter])
+            torch.testing.assert_close(per_image[name][image], expected, rtol=1e-10, atol=1e-12)
+    (expected,) = torch.autograd.grad(module(tokens, GRID).square().sum(), [tokens])
+    torch.testing.assert_close(of_tokens, expected, rtol=1e-10, atol=1e-12)
+    step = 1e-6 * direction
+    difference = (module(tokens + step, GRID) - module(tokens - step, GRID)) / 2e-6
+    torch.testing.assert_close(forward, difference, rtol=1e-6, atol=1e-8)
+
+
+def test_attention_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 of few keys only, and with gradients that are no worse than the fused attention's."""
+    monkeypatch.setattr(cpu_training, "has_products", lambda dtype: True)  # whatever this processor is
+    torch.manual_seed(0)
+    shapes = [(2, 4, length, 16) for length in (64, 49, 49)]
+    double = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    half = [tensor.detach().bfloat16().requires_grad_() for tensor in double]
+    many = torch.randn(2, 4, cpu_training.MOST_KEYS + 1, 16).bfloat16()
+    assert cpu_training.gains_written_out(half[1])
+    assert not cpu_training.gains_written_out(many)
+    assert not cpu_training.gains_written_out(half[1].float())
+    with torch.no_grad():
+        assert not cpu_training.gains_written_out(half[1])
+
+    def error(attention: Callable[..., Tensor]) -> float:
+        outputs = [attention(*tensors) for tensors in (half, double)]
+        weights = torch.randn_like(outputs[1])
+        found, expected = (
+            torch.autograd.grad((output * weights.to(output.dtype)).sum(), tensors)
+            for output, tensors in zip(outputs, (half, double), strict=True)
+        )
+        return max(float((a - e).norm() / e.norm()) for a, e in zip(found, expected, strict=True))
+
+    written_out = partial(layers.eager_attention, nn.Module(), attention_mask=None, scaling=0.25)
+    fused = error(lambda *tensors: nn.functional.scaled_dot_product_attention(*tensors, scale=0.25))
+    assert error(lambda *tensors: written_out(*tensors)[0].transpose(1, 2)) < max(1.5 * fused, 0.01)
+
+
+def test_a_whole_step_of_a_classifier() -> None:
+    """AdamW after the fast path's gradients moves the weights as after the ordinary path's."""
+    torch.manual_seed(0)
+    fast = hf_pvt.PvtV2ForImageClassification(FAMILY["pvt_v2"].tiny_config(num_labels=5)).double()
+    perturb(fast)
+    fast.eval()
+    ordinary = watched(fast)
+    images, labels = torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.tensor([1, 3])
+    for model in (fast, ordinary):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(images, labels=labels).loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(fast.state_dict(), ordinary.state_dict(), rtol=1e-9, atol=1e-9)
