@@ -53,19 +53,19 @@ def test_picture(family: Family, kind: str) -> None:
     model = getattr(family, kind)(family.tiny_config()).eval()
     image = Image.fromarray(RANDOM.integers(0, 256, (64, 96, 3), dtype=np.uint8))
     picture = np.asarray(draw_features(model, image))
-    panels = picture[-256:]  # 384 x 256 pixels each
+    panels = picture[-160:]  # 240 x 160 pixels each
     processor = hf_pvt.segmentation_image_processor(do_resize=False)
     with torch.inference_mode():
         maps = model(**processor(image, return_tensors="pt"), output_hidden_states=True).hidden_states
-    left = 384
-    assert np.array_equal(panels[:, :384], np.asarray(image.resize((384, 256))))
+    left = 240
+    assert np.array_equal(panels[:, :240], np.asarray(image.resize((240, 160))))
     for feature_map in maps:
         assert len(maps) == 4
-        cell = 256 // feature_map.shape[2]
+        cell = 160 // feature_map.shape[2]
         expected = as_colours(feature_map[0]).repeat(cell, 0).repeat(cell, 1)
         left = (
-            next(x for x in range(left, panels.shape[1] - 383) if np.array_equal(panels[:, x : x + 384], expected))
-            + 384
+            next(x for x in range(left, panels.shape[1] - 239) if np.array_equal(panels[:, x : x + 240], expected))
+            + 240
         )
     assert left == panels.shape[1]
 
@@ -80,12 +80,12 @@ def test_shape_and_processor() -> None:
         inputs = processor(image, do_center_crop=False, return_tensors="pt")
         last = model(**inputs, output_hidden_states=True).hidden_states[3]
     assert last.shape[-2:] == (4, 2)
-    expected = as_colours(last[0]).repeat(96, 0).repeat(96, 1)
-    assert np.array_equal(picture[-384:, -192:], expected)
+    expected = as_colours(last[0]).repeat(60, 0).repeat(60, 1)
+    assert np.array_equal(picture[-240:, -120:], expected)
 
 
 def test_detector() -> None:
-    assert draw_features(tiny_detector(MASK_RCNN), Image.new("L", (90, 60), 77)).width > 4 * 384
+    assert draw_features(tiny_detector(MASK_RCNN), Image.new("L", (90, 60), 77)).width > 4 * 240
 
 
 def test_refused() -> None:

@@ -51,11 +51,12 @@ def attention_maps(
         ValueError: no such stage, block or head.
     """
     stages = pyramid.encoder.layers
-    stage = _checked("stage", stage, len(stages))
+    _check("stage", stage, len(stages))
     blocks = stages[stage].blocks
-    attention = blocks[_checked("block", block, len(blocks))].attention
+    _check("block", block, len(blocks))
+    attention = blocks[block].attention
     if head is not None:
-        head = _checked("head", head, attention.num_heads)
+        _check("head", head, attention.num_heads)
     with _watched(attention) as seen:
         pyramid(pixel_values)
     (height, width), query, key = seen["grid"], seen["query"], seen["key"]
@@ -127,7 +128,6 @@ def _watched(attention: ReducedAttention) -> Iterator[dict[str, Any]]:
             hook.remove()
 
 
-def _checked(name: str, index: int, count: int) -> int:
+def _check(name: str, index: int, count: int) -> None:
     if not -count <= index < count:
         raise ValueError(f"{name} is {index}, expected 0 to {count - 1}, or -{count} to -1 from the end.")
-    return index % count

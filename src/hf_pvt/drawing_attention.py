@@ -27,7 +27,7 @@ def draw_attention(
 ) -> Image.Image:
     """The attention of the token at a point, over the reduced keys, laid over the image in grey; a ring is the point.
 
-    For P2T there is a picture for each pooling level, side by side. A heading says how many keys there are, what share
+    For P2T there is a picture for each pooling level, in rows of two. A heading says how many keys there are, what share
     of the attention they have, and the largest share of one key, which has the lightest colour; 0 is dark. A key is
     drawn as the rectangle that it was reduced from. PVT's class token has no place: its share is missing in the sum.
 
@@ -55,12 +55,12 @@ def draw_attention(
     pixel_values = whole_image(pyramid, image, image_processor)
     maps = attention_maps(pyramid, pixel_values, (x / width, y / height), stage, block, head)
     grey = np.asarray(Image.fromarray(photo).convert("L"), dtype=np.float32)[..., None]  # (H, W, 1)
-    return side_by_side({_heading(level): _overlay(grey, level, point) for level in maps})
+    return side_by_side({_heading(*one): _overlay(grey, one[1], point) for one in enumerate(maps, start=1)}, columns=2)
 
 
-def _heading(level: AttentionMap) -> str:
+def _heading(number: int, level: AttentionMap) -> str:
     rows, columns = level.weights.shape
-    return f"{columns}x{rows} keys: {level.weights.sum():.0%}, at most {level.weights.max():.2%}"
+    return f"{number}: {columns}x{rows} keys, {level.weights.sum():.0%} of all, each at most {level.weights.max():.2%}"
 
 
 def _overlay(grey: NDArray[np.float32], level: AttentionMap, point: tuple[float, float]) -> Image.Image:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .drawing import rgb_pixels, side_by_side
 from .whole_image import pyramid_of, whole_image
 
-PANEL = 384  # pixels of the longer side of each map's picture
+PANEL = 240  # pixels of the longer side of each map's picture
 OUTLIERS = 0.01  # share of the vectors that have the least and the most of a colour
 ROUNDING = 1e-6  # of a map's largest number: no smaller difference is drawn
 
@@ -20,7 +20,7 @@ def draw_features(model: nn.Module, image: Any, image_processor: Any = None) -> 
     """The image beside the maps of the four stages, whose three main directions are red, green and blue.
 
     Vectors of similar colours are similar; colours of different maps, or of different images, have nothing in common.
-    A pixel of a map is drawn as the rectangle of the image that it stands for, on panels of the image's shape, 384
+    A pixel of a map is drawn as the rectangle of the image that it stands for, on panels of the image's shape, 240
     pixels long.
 
     Args:
@@ -39,10 +39,12 @@ def draw_features(model: nn.Module, image: Any, image_processor: Any = None) -> 
     scale = PANEL / max(photo.size)
     size = max(1, round(scale * photo.width)), max(1, round(scale * photo.height))
     panels = {f"{photo.width}x{photo.height} pixels": photo.resize(size)}
-    for feature_map in maps:
+    for number, feature_map in enumerate(maps, start=1):
         channels, height, width = feature_map.shape[1:]
         colours = Image.fromarray(as_colours(feature_map[0]))
-        panels[f"{width}x{height}, {channels} channels"] = colours.resize(size, Image.Resampling.NEAREST)
+        panels[f"stage {number}: {width}x{height}, {channels} channels"] = colours.resize(
+            size, Image.Resampling.NEAREST
+        )
     return side_by_side(panels)
 
 
