@@ -2,8 +2,8 @@
 
     python examples/draw_pictures.py [--demo_dir out/demo] [--output_dir docs/pictures]
 
-The scenes are of digits that the models have not seen. The photograph is one that they know nothing of: Chelsea the cat,
-by Stefan van der Walt, CC0 (scikit-image).
+The scenes are of digits that the models have not seen. The photograph is of what they know nothing about: Chelsea the
+cat, by Stefan van der Walt, CC0 (scikit-image).
 """
 
 import argparse
@@ -19,11 +19,12 @@ import hf_pvt
 
 CAT = Path(__file__).parent.parent / "model_cards" / "images" / "cat.jpg"
 SHOWN = 3  # scenes in a picture
-SEED = 7
+SEED = 1  # of the scenes that the demos are measured on
 ENLARGED = 3  # times
 THRESHOLD = 0.5  # of detections
-POINT = (210, 100)  # of the cat: an eye
+POINT = (172, 145)  # of the cat: an eye
 MARGIN = 12  # pixels
+QUALITY = 90  # of JPEG, without halving the colours: letters and outlines stay sharp
 
 
 def opened(auto_class: Any, folder: Path) -> tuple[Any, Any]:
@@ -86,8 +87,9 @@ def main() -> None:
     }
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        picture.save(arguments.output_dir / f"{name}.png", optimize=True)
-        print(arguments.output_dir / f"{name}.png")
+        path = arguments.output_dir / f"{name}.jpg"
+        picture.save(path, quality=QUALITY, subsampling=0)
+        print(path)
 
 
 if __name__ == "__main__":

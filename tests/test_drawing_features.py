@@ -81,7 +81,8 @@ def test_shape_and_processor() -> None:
         last = model(**inputs, output_hidden_states=True).hidden_states[3]
     assert last.shape[-2:] == (4, 2)
     expected = as_colours(last[0]).repeat(60, 0).repeat(60, 1)
-    assert np.array_equal(picture[-240:, -120:], expected)
+    places = range(picture.shape[1] - 119)
+    assert [np.array_equal(picture[-240:, x : x + 120], expected) for x in places].count(True) == 1
 
 
 def test_detector() -> None:

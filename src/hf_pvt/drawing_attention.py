@@ -27,7 +27,7 @@ def draw_attention(
 ) -> Image.Image:
     """The attention of the token at a point, over the reduced keys, laid over the image in grey; a ring is the point.
 
-    For P2T there is a picture for each pooling level, in rows of two. A heading says how many keys there are, what share
+    For P2T there is a picture for each pooling level, in rows of two. A heading says how many keys there are, what part
     of the attention they have, and the largest share of one key, which has the lightest colour; 0 is dark. A key is
     drawn as the rectangle that it was reduced from. PVT's class token has no place: its share is missing in the sum.
 
