@@ -64,7 +64,7 @@ class Page:
         with gr.Tab("Answer"):
             self.scores = gr.Label(label="Scores", num_top_classes=5, visible=False, elem_id="scores")
             self.overlay = gr.AnnotatedImage(
-                label="Labels: click one of the legend to see it alone", visible=False, elem_id="overlay"
+                label="Labels: click one of the legend to see it alone", format="png", visible=False, elem_id="overlay"
             )
             self.objects = gr.Image(label="Objects", visible=False, elem_id="objects", **DRAWN)
             self.table = gr.Dataframe(headers=["label", "score"], interactive=False, visible=False, elem_id="table")
