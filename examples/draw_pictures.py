@@ -7,6 +7,7 @@ cat, by Stefan van der Walt, CC0 (scikit-image).
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ QUALITY = 90  # of JPEG, without halving the colours: letters and outlines stay 
 def opened(auto_class: Any, folder: Path) -> tuple[Any, Any]:
     """A model in evaluation mode, and its image processor."""
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"there is no model in {folder}; run `make demo` first.")
+        sys.exit(f"there is no model in {folder}; run `make demo` first.")
     return auto_class.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
 
 

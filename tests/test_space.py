@@ -1,17 +1,9 @@
 """The gradio page, in a real browser: what it shows is what PyTorch says; bad input becomes a sentence."""
 
 import io
-import os
 import re
 import socket
-import struct
-import subprocess
-import sys
-import threading
-import time
-import zlib
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +11,13 @@ import numpy as np
 import pytest
 import torch
 from browser import chromium
-from families import MASK_RCNN, P2T, PVT, perturb, tiny_detector
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from space_runs import HEIGHT, LINES, WIDTH, Outside, running_page, save_models
 
 import hf_pvt
 
-ROOT = Path(__file__).parent.parent
-NAMES = {0: "background", 1: "lake", 2: "palace", 3: "tree", 4: "tree"}  # two labels of one name
-LINES = {0: "background", 1: "lake", 2: "palace", 3: "tree (3)", 4: "tree (4)"}
 PATIENCE = 40_000  # milliseconds
-WIDTH, HEIGHT = 720, 480
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,51 +31,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier, a segmenter and a detector, what is none, and files to send."""
     folder = tmp_path_factory.mktemp("space")
-    torch.manual_seed(0)
-    names = {"id2label": NAMES, "label2id": {}}
-    for name, model in {
-        "classifier": PVT.classifier(PVT.tiny_config(**names)),
-        "segmenter": P2T.segmenter(P2T.tiny_config(**names)),
-    }.items():
-        perturb(model, 0.2)
-        model.save_pretrained(folder / name)
-    hf_pvt.classification_image_processor(crop_size=56).save_pretrained(folder / "classifier")
-    hf_pvt.segmentation_image_processor(size={"shortest_edge": 64}).save_pretrained(folder / "segmenter")
-    tiny_detector(MASK_RCNN).save_pretrained(folder / "detector")
-    hf_pvt.detection_image_processor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(
-        folder / "detector"
-    )
-    corners = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    Image.fromarray(corners).resize((WIDTH, HEIGHT)).save(folder / "photo.png")
-    (folder / "broken.png").write_bytes((folder / "photo.png").read_bytes()[:500])
-    (folder / "text.jpg").write_text("no image")
-    (folder / "huge.png").write_bytes(empty_png(12_000, 5_000))
+    save_models(folder)
     return folder
-
-
-def empty_png(width: int, height: int) -> bytes:
-    """A file that promises so many pixels, and has none."""
-    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(b""), b"IEND": b""}
-    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks.items()]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-class Outside:
-    """Where a process is sent by its proxy settings: notes who wants to talk to other hosts, and hangs up."""
-
-    def __init__(self) -> None:
-        self.asked: list[bytes] = []
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        threading.Thread(target=self.listen, daemon=True).start()
-
-    def listen(self) -> None:
-        while True:
-            connection, _ = self.socket.accept()
-            with connection:
-                self.asked.append(connection.recv(4096))
 
 
 @pytest.fixture(scope="module")
@@ -95,32 +41,10 @@ def outside() -> Outside:
     return Outside()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def address(folder: Path, outside: Outside) -> Iterator[str]:
-    """The page's, with the three models, as a process of its own."""
-    port = free_port()
-    command = [sys.executable, str(ROOT / "examples" / "space" / "app.py"), "--port", str(port)]
-    command += [word for name in ("classifier", "segmenter", "detector") for word in ("--model", name)]
-    proxies = {f"{name}_proxy": outside.address for name in ("http", "https", "all")}
-    proxies |= {name.upper(): value for name, value in proxies.items()}
-    local = {"no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost", "OMP_NUM_THREADS": "1"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | proxies | local
-    with open(folder / "log", "w") as log:
-        app = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + 90
-            while socket.socket().connect_ex(("127.0.0.1", port)):
-                assert app.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}/"
-        finally:
-            app.terminate()
-            app.wait(30)
+    with running_page(folder, outside) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -336,130 +260,3 @@ def test_other_machines_cannot_reach_it(address: str) -> None:
         assert client.connect_ex(("127.0.0.1", port)) == 0
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.2", port)) != 0
-
-
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Of the page, which are siblings of its script."""
-    monkeypatch.syspath_prepend(ROOT / "examples" / "space")
-    return import_module
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
-def test_photographs(modules: Callable[[str], Any], tmp_path: Path, kind: str) -> None:
-    """Upright and RGB, whatever the file's name; transparency is white."""
-    half = Image.new("L", (60, 40), 100)
-    half.paste(200, (0, 0, 30, 40))
-    exif = Image.Exif()
-    exif[0x0112] = 6 if kind in ("JPEG", "PNG", "WEBP", "TIFF") else 1  # to be turned to the right
-    half.save(tmp_path / "file.bin", kind, **({} if kind in ("BMP", "GIF") else {"exif": exif}))
-    photo = modules("uploads").read_photograph(tmp_path / "file.bin")
-    turned = exif[0x0112] == 6
-    assert photo.mode == "RGB" and photo.size == ((40, 60) if turned else (60, 40))
-    first, last = photo.getpixel((5, 5)), photo.getpixel((35, 55) if turned else (55, 35))
-    assert max(first) - min(first) <= 3 and abs(first[0] - 200) <= 3 and abs(last[0] - 100) <= 3
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (lambda file: file.write_bytes(empty_png(40_000, 40_000)), "far more than 50 million pixels"),
-        (lambda file: file.write_bytes(empty_png(40_000, 2_000)), "40000x2000 pixels, more than 50 million"),
-        (lambda file: Image.new("L", (10, 161)).save(file), "10x161 pixels, more than 16 times as long"),
-        (lambda file: file.write_bytes(bytes(20 * 2**20 + 1)), "larger than 20 MB"),
-        (lambda file: file.write_bytes(b""), "no image that can be read"),
-        (lambda file: np.save(file.with_suffix(".npy"), 1) or file.with_suffix(".npy").rename(file), "no image"),
-        (lambda file: Image.new("RGB", (9, 9)).save(file, "EPS"), "no image that can be read"),
-    ],
-    ids=["bomb", "pixels", "ratio", "bytes", "empty", "array", "postscript"],
-)
-def test_files_that_are_refused(
-    modules: Callable[[str], Any], tmp_path: Path, content: Callable[[Path], Any], message: str
-) -> None:
-    content(tmp_path / "file.png")
-    with pytest.raises(ValueError, match=message):
-        modules("uploads").read_photograph(tmp_path / "file.png")
-
-
-def test_models_that_are_refused(modules: Callable[[str], Any], folder: Path, tmp_path: Path) -> None:
-    """Pickles, missing weights, other heads, code beside the weights, other channels: a sentence each."""
-    open_model = modules("opened_models").open_model
-    classifier = PVT.classifier(PVT.tiny_config())
-    processor = hf_pvt.classification_image_processor(crop_size=56)
-
-    def saved(name: str, model: Any, processor: Any = processor) -> Path:
-        model.save_pretrained(tmp_path / name)
-        processor.save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    pickle = saved("pickle", classifier)
-    (pickle / "model.safetensors").unlink()
-    torch.save(classifier.state_dict(), pickle / "pytorch_model.bin")
-    lacking = saved("lacking", PVT.model(PVT.tiny_config()))
-    config = (lacking / "config.json").read_text()
-    (lacking / "config.json").write_text(config.replace('"PvtModel"', '"PvtForImageClassification"'))
-    foreign = saved("foreign", classifier)
-    config = (foreign / "config.json").read_text()
-    auto_map = '"auto_map": {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"},'
-    (foreign / "config.json").write_text(config.replace('"pvt"', '"unheard_of"').replace("{", "{" + auto_map, 1))
-    (foreign / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    grey = hf_pvt.classification_image_processor(56, num_channels=1)
-    for model, message in {
-        pickle: "pickle cannot be opened: .*no file named model.safetensors",
-        lacking: r"lacking lacks 2 of its weights, such as classifier.bias",
-        saved("bare", PVT.model(PVT.tiny_config())): "it is a PvtModel; this page shows classifiers",
-        foreign: "foreign cannot be opened: ",
-        saved("grey", PVT.classifier(PVT.tiny_config(num_channels=1)), grey): "takes images of 1 channels",
-        tmp_path / "nowhere": "nowhere cannot be opened: ",
-    }.items():
-        with pytest.raises(ValueError, match=message) as caught:
-            open_model(str(model))
-        assert "\n" not in str(caught.value)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_public_pages_offer_their_models_alone(modules: Callable[[str], Any], folder: Path) -> None:
-    """Folders of the server are nobody's business."""
-    public = modules("page").Page([str(folder / "classifier")], any_model=False)
-    assert public.open(str(folder / "classifier")).kind == "ForImageClassification"
-    with pytest.raises(ValueError, match="is not among the models of this page"):
-        public.open(str(folder / "segmenter"))
-    assert not public.model.allow_custom_value
-
-
-def test_a_failure_is_no_stack_trace(modules: Callable[[str], Any], folder: Path, caplog: Any) -> None:
-    """What nobody foresaw: the outputs are emptied, the message says so, the log has it all."""
-    page = modules("page").Page([str(folder / "classifier")], any_model=True)
-    update = page.safely(lambda: 1 / 0, [page.scores, page.block])()
-    assert update == {page.scores: None, page.message: "This did not work; the log of the server says why."}
-    assert "ZeroDivisionError" in caplog.text
-
-
-def test_command_line(tmp_path: Path) -> None:
-    """Without a model, or with a wrong one, it says so and does not start."""
-    script = [sys.executable, str(ROOT / "examples" / "space" / "app.py")]
-    for words, message in (
-        ([], "there is no model in out/demo; run `make demo`"),
-        (["--model", "./no"], "./no cannot"),
-    ):
-        result = subprocess.run([*script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
-
-
-def test_independent_scores(modules: Callable[[str], Any], folder: Path) -> None:
-    """Of a model of several labels per image, which need not add up to 1; of crowds of labels the legend is short."""
-    opened = modules("opened_models").open_model(str(folder / "classifier"))
-    photo = Image.open(folder / "photo.png")
-    with torch.inference_mode():
-        logits = opened.model(**opened.processor(photo, return_tensors="pt")).logits[0]
-    opened.model.config.problem_type = "multi_label_classification"
-    try:
-        scores = modules("answers").scores_of(opened, photo)
-    finally:
-        opened.model.config.problem_type = None
-    assert list(scores.values()) == pytest.approx(logits.sigmoid().tolist()) and list(scores) == list(LINES.values())
-    labels = np.sqrt(np.arange(60 * 60)).astype(int).reshape(60, 60)  # 60 labels, the last the largest
-    names = {label: f"label {label}" for label in range(60)}
-    lines = modules("answers").Segmentation(photo.resize((60, 60)), labels, names).lines()
-    assert [labels for _, labels in lines[:2]] == [[59], [58]] and len(lines) == 25
-    assert lines[-1] == (f"36 others  {100 * 36**2 / 3600:.1f} %", list(range(35, -1, -1)))
