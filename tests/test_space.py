@@ -165,8 +165,13 @@ def test_objects(page: Page, folder: Path) -> None:
     assert len(found["scores"]) > 1
     expected = hf_pvt.draw_detections(photo, found, model.config.id2label)
     assert np.array_equal(picture_of(page, page.locator("#objects img")), expected)
-    first = page.locator("#table tbody tr").first.inner_text().split()
-    assert float(first[-1]) == pytest.approx(float(found["scores"][0]), abs=5.1e-4)
+    rows = re.findall(r"(LABEL_\d)\s+([\d.]+)", page.locator("#table").inner_text())
+    expected_rows = [
+        (model.config.id2label[label], round(score, 3))
+        for score, label in zip(found["scores"].tolist(), found["labels"].tolist(), strict=True)
+    ]
+    assert [(name, float(score)) for name, score in rows][: len(expected_rows)] == expected_rows[: len(rows)]
+    assert rows
 
 
 def test_look_inside(page: Page, folder: Path) -> None:
