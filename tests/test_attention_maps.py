@@ -12,7 +12,7 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 import hf_pvt
 from hf_pvt.attention_maps import AttentionMap, attention_maps
-from hf_pvt.drawing_attention import HEAT, HEAT_ALPHA, draw_attention
+from hf_pvt.drawing_attention import HEAT, HEAT_ALPHA, _overlay, draw_attention
 from hf_pvt.whole_image import pyramid_of
 
 HEIGHT, WIDTH = 101, 150  # no stage divides both
@@ -151,6 +151,14 @@ def test_a_picture_for_each_pooling_level(stage: int, size: tuple[int, int]) -> 
         shown = picture[(number // 2 + 1) * height - 1]
         half = shown[: width // 2] if number % 2 == 0 else shown[width // 2 :]
         assert (np.abs(half - last).max(axis=1) <= 0.6).any()
+
+
+def test_a_level_without_attention() -> None:
+    """A level whose weights softmax has rounded to 0 is dark, not the lightest."""
+    image = Image.new("RGB", (90, 60), (200, 200, 200))
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    overlay = np.asarray(_overlay(grey, AttentionMap(torch.zeros(2, 3), (1.0, 1.0)), (5, 5)), dtype=float)
+    assert np.abs(overlay - expected_overlay(image, np.zeros((60, 90))))[20:, 20:].max() <= 0.5 + 1e-3
 
 
 def test_processor_resizes_but_does_not_crop() -> None:

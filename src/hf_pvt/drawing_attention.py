@@ -13,6 +13,7 @@ from .whole_image import pyramid_of, whole_image
 
 HEAT_ALPHA = 0.6  # the heat's share; the rest is the image, in grey
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # matplotlib's inferno, in five
+TINY = float(np.finfo(np.float32).tiny)  # weights that softmax has rounded to 0 have no largest
 RING_SHARE = 0.015  # of the image's mean side: the radius of the ring around the point
 
 
@@ -64,13 +65,14 @@ def _heading(number: int, level: AttentionMap) -> str:
 
 
 def _overlay(grey: NDArray[np.float32], level: AttentionMap, point: tuple[float, float]) -> Image.Image:
-    heat = _heat(_at_image_size(level, grey.shape[:2]) / float(level.weights.max()))
+    largest = max(float(level.weights.max()), TINY)
+    heat = _heat(_at_image_size(level, grey.shape[:2]) / largest)
     picture = Image.fromarray(np.rint((1 - HEAT_ALPHA) * grey + HEAT_ALPHA * heat).astype(np.uint8))
     mean_side = sum(picture.size) / 2
     radius, line = max(3, round(RING_SHARE * mean_side)), max(1, round(OUTLINE_SHARE * mean_side))
-    draw = ImageDraw.Draw(picture)
-    draw.circle(point, radius + line, outline="black", width=line)
-    draw.circle(point, radius, outline="white", width=line)
+    (x, y), draw = point, ImageDraw.Draw(picture)
+    for reach, colour in ((radius + line, "black"), (radius, "white")):
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), outline=colour, width=line)
     return picture
 
 
