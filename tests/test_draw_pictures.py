@@ -47,7 +47,7 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "segmentation": draw_pictures.segmented(segmenter, labels, apart),
         "detection": draw_pictures.detected(detector, boxes, overlapping),
     }.items():
-        assert difference(tmp_path / "pictures" / f"{name}.jpg", expected) < 4, name
+        assert difference(tmp_path / "pictures" / f"{name}.jpg", expected) < 8, name  # JPEG's
         assert np.asarray(expected).std() > 10
 
 

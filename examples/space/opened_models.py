@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -49,6 +50,9 @@ def open_model(name: str) -> OpenedModel:
         ValueError: it cannot be opened, is another kind of model, takes other images than RGB, or lacks weights; the
             message is for whoever asked for it.
     """
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1  # Hub ids are NAME or ORGANISATION/NAME
+    if is_path and not Path(name).is_dir():
+        raise ValueError(f"There is no folder {name}.")
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         kind = kind_of(config.architectures)

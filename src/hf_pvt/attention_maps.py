@@ -50,7 +50,7 @@ def attention_maps(
     Raises:
         ValueError: no such stage, block or head.
     """
-    stages = pyramid.encoder.layers
+    stages: Any = pyramid.encoder.layers
     _check("stage", stage, len(stages))
     blocks = stages[stage].blocks
     _check("block", block, len(blocks))

@@ -80,7 +80,7 @@ def draw_segmentation(
 
 def side_by_side(pictures: Mapping[str, Image.Image], columns: int | None = None) -> Image.Image:
     """RGB pictures beside each other on white paper, each under its heading; in rows of `columns`, or all in one."""
-    font = ImageFont.load_default(size=max(map(_font_size, pictures.values())))
+    font: Any = ImageFont.load_default(size=max(map(_font_size, pictures.values())))
     headed = [_headed(heading, picture, font) for heading, picture in pictures.items()]
     columns = columns or len(headed)
     rows = [headed[first : first + columns] for first in range(0, len(headed), columns)]
