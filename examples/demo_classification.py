@@ -25,6 +25,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pv
 from transformers.utils import logging
 
 import hf_pvt
+from hf_pvt.drawing_features import as_colours
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -71,15 +72,6 @@ def feature_maps(folder: Path) -> tuple[Image.Image, tuple[Tensor, ...]]:
         return photo, backbone(**processor(photo, do_resize=False, return_tensors="pt")).feature_maps
 
 
-def as_colours(feature_map: Tensor) -> np.ndarray:
-    """The three main directions of a map (1, C, H, W) as red, green and blue (H, W, 3) in [0, 1]."""
-    _, channels, height, width = feature_map.shape
-    vectors = feature_map.view(channels, -1).T  # (H*W, C)
-    projected = torch.pca_lowrank(vectors, q=3)[0]  # (H*W, 3)
-    low, high = projected.quantile(0.01, dim=0), projected.quantile(0.99, dim=0)
-    return ((projected - low) / (high - low)).clamp(0, 1).view(height, width, 3).numpy()
-
-
 def draw(images: list[Image.Image], labels: np.ndarray, predictions: list[str], folder: Path, path: Path) -> None:
     """Held-out scans with their predictions, wrong ones first and red, above the feature maps of a photograph."""
     figure = plt.figure(figsize=(15, 9), layout="constrained")
@@ -100,7 +92,7 @@ def draw(images: list[Image.Image], labels: np.ndarray, predictions: list[str], 
     axes = maps.subplots(1, 5)
     axes[0].imshow(photo)
     for axis, feature_map in zip(axes[1:], pyramid, strict=True):
-        axis.imshow(as_colours(feature_map))
+        axis.imshow(as_colours(feature_map[0]))
         axis.set_title("x".join(map(str, feature_map.shape[1:])), fontsize=9)
     for axis in axes:
         axis.axis("off")

@@ -150,6 +150,16 @@ def test_side_by_side() -> None:
     assert heads[:60].any() and heads[start:].any() and not heads[60 + 1 : start].any()
 
 
+def test_rows() -> None:
+    """Two to a row: the third stands under the first."""
+    photos = [photo(60, 40), photo(50, 70), photo(55, 30)]
+    joined = np.asarray(side_by_side({str(n): Image.fromarray(p) for n, p in enumerate(photos)}, columns=2))
+    top = (joined.shape[0] - 70 - 30) // 2  # of a heading
+    assert np.array_equal(joined[top : top + 40, :60], photos[0])
+    assert np.array_equal(joined[top : top + 70, -50:], photos[1])
+    assert np.array_equal(joined[-30:, :55], photos[2])
+
+
 def test_nothing_but_ignored() -> None:
     image = photo(50, 40)
     assert np.array_equal(draw_segmentation(image, np.full((40, 50), 255), {}), image)

@@ -31,6 +31,8 @@ from .detection.original_detectors import register_original_detectors as _regist
 from .detection.original_detr import register_original_detr as _register_original_detr
 from .detection.published_detectors import PUBLISHED_DETECTORS, detector_config
 from .drawing import draw_segmentation
+from .drawing_attention import draw_attention
+from .drawing_features import draw_features
 from .image_processing_pvt import (
     PvtImageProcessor,
     PvtImageProcessorPil,
@@ -113,7 +115,9 @@ __all__ = [
     "coco_id2label",
     "detection_image_processor",
     "detector_config",
+    "draw_attention",
     "draw_detections",
+    "draw_features",
     "draw_segmentation",
     "imagenet_1k_id2label",
     "load_original",

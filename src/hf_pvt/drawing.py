@@ -78,20 +78,31 @@ def draw_segmentation(
     return _with_legend(overlay, [(colours.get(label), names[label], f"{shares[label]:.1f} %") for label in by_area])
 
 
-def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
-    """RGB pictures beside each other on white paper, each under its heading."""
-    font_size = max(map(_font_size, pictures.values()))
-    font = ImageFont.load_default(size=font_size)
-    margin, top = font_size, round(2.6 * font_size)
-    widths = [max(picture.width, round(font.getlength(heading))) for heading, picture in pictures.items()]
-    height = top + max(picture.height for picture in pictures.values())
-    paper = Image.new("RGB", (sum(widths) + margin * (len(widths) - 1), height), PAPER)
-    draw = ImageDraw.Draw(paper)
-    left = 0
-    for (heading, picture), width in zip(pictures.items(), widths, strict=True):
-        draw.text((left, top / 2), heading, fill=INK, font=font, anchor="lm")
-        paper.paste(picture, (left, top))
-        left += width + margin
+def side_by_side(pictures: Mapping[str, Image.Image], columns: int | None = None) -> Image.Image:
+    """RGB pictures beside each other on white paper, each under its heading; in rows of `columns`, or all in one."""
+    font: Any = ImageFont.load_default(size=max(map(_font_size, pictures.values())))
+    headed = [_headed(heading, picture, font) for heading, picture in pictures.items()]
+    columns = columns or len(headed)
+    rows = [headed[first : first + columns] for first in range(0, len(headed), columns)]
+    margin = round(font.size)
+    width = max(sum(one.width for one in row) + margin * (len(row) - 1) for row in rows)
+    paper = Image.new("RGB", (width, sum(max(one.height for one in row) for row in rows)), PAPER)
+    top = 0
+    for row in rows:
+        left = 0
+        for one in row:
+            paper.paste(one, (left, top))
+            left += one.width + margin
+        top += max(one.height for one in row)
+    return paper
+
+
+def _headed(heading: str, picture: Image.Image, font: Any) -> Image.Image:
+    """The picture under its heading, as wide as the wider of both."""
+    top = round(2.6 * font.size)
+    paper = Image.new("RGB", (max(picture.width, round(font.getlength(heading))), top + picture.height), PAPER)
+    ImageDraw.Draw(paper).text((0, top / 2), heading, fill=INK, font=font, anchor="lm")
+    paper.paste(picture, (0, top))
     return paper
 
 
@@ -153,7 +164,7 @@ def _paint(
 ) -> NDArray[np.uint8]:
     """Each label's pixels as (1 - alpha) of the photo and alpha of the label's colour, those of its outline in it."""
     overlay = photo.copy()
-    outline = _outline(label_map, max(1, round(OUTLINE_SHARE * sum(label_map.shape) / 2)))
+    outline = outline_of(label_map, max(1, round(OUTLINE_SHARE * sum(label_map.shape) / 2)))
     for label, colour in colours.items():
         place = label_map == label
         overlay[place] = np.rint((1 - alpha) * photo[place] + alpha * np.array(colour))
@@ -161,7 +172,7 @@ def _paint(
     return overlay
 
 
-def _outline(label_map: NDArray[np.integer[Any]], width: int) -> NDArray[np.bool_]:
+def outline_of(label_map: NDArray[np.integer[Any]], width: int) -> NDArray[np.bool_]:
     """Pixels of (H, W) that are nearer than `width` to another label, along rows or columns."""
     outline = np.zeros(label_map.shape, dtype=np.bool_)
     for rows, edges in ((label_map, outline), (label_map.T, outline.T)):

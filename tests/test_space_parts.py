@@ -1,0 +1,151 @@
+"""The parts of the gradio page, without a browser: what may be sent and opened, and what becomes of failures."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import PVT
+from PIL import Image
+from space_runs import LINES, ROOT, empty_png, save_models
+
+import hf_pvt
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("space")
+    save_models(folder)
+    return folder
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Of the page, which are siblings of its script."""
+    monkeypatch.syspath_prepend(ROOT / "examples" / "space")
+    return import_module
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_photographs(modules: Callable[[str], Any], tmp_path: Path, kind: str) -> None:
+    """Upright and RGB, whatever the file's name; transparency is white."""
+    half = Image.new("L", (60, 40), 100)
+    half.paste(200, (0, 0, 30, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6 if kind in ("JPEG", "PNG", "WEBP") else 1  # to be turned to the right
+    half.save(tmp_path / "file.bin", kind, **({} if exif[0x0112] == 1 else {"exif": exif}))
+    photo = modules("uploads").read_photograph(tmp_path / "file.bin")
+    turned = exif[0x0112] == 6
+    assert photo.mode == "RGB" and photo.size == ((40, 60) if turned else (60, 40))
+    first, last = photo.getpixel((5, 5)), photo.getpixel((35, 55) if turned else (55, 35))
+    assert max(first) - min(first) <= 3 and abs(first[0] - 200) <= 3 and abs(last[0] - 100) <= 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda file: file.write_bytes(empty_png(40_000, 40_000)), "far more than 50 million pixels"),
+        (lambda file: file.write_bytes(empty_png(40_000, 2_000)), "40000x2000 pixels, more than 50 million"),
+        (lambda file: Image.new("L", (10, 161)).save(file), "10x161 pixels, more than 16 times as long"),
+        (lambda file: file.write_bytes(bytes(20 * 2**20 + 1)), "larger than 20 MB"),
+        (lambda file: file.write_bytes(b""), "no image that can be read"),
+        (lambda file: np.save(file.with_suffix(".npy"), 1) or file.with_suffix(".npy").rename(file), "no image"),
+        (lambda file: Image.new("RGB", (9, 9)).save(file, "EPS"), "no image that can be read"),
+    ],
+    ids=["bomb", "pixels", "ratio", "bytes", "empty", "array", "postscript"],
+)
+def test_files_that_are_refused(
+    modules: Callable[[str], Any], tmp_path: Path, content: Callable[[Path], Any], message: str
+) -> None:
+    content(tmp_path / "file.png")
+    with pytest.raises(ValueError, match=message):
+        modules("uploads").read_photograph(tmp_path / "file.png")
+
+
+def test_models_that_are_refused(modules: Callable[[str], Any], folder: Path, tmp_path: Path) -> None:
+    """Pickles, missing weights, other heads, code beside the weights, other channels: a sentence each."""
+    open_model = modules("opened_models").open_model
+    classifier = PVT.classifier(PVT.tiny_config())
+    processor = hf_pvt.classification_image_processor(crop_size=56)
+
+    def saved(name: str, model: Any, processor: Any = processor) -> Path:
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    pickle = saved("pickle", classifier)
+    (pickle / "model.safetensors").unlink()
+    torch.save(classifier.state_dict(), pickle / "pytorch_model.bin")
+    lacking = saved("lacking", PVT.model(PVT.tiny_config()))
+    config = (lacking / "config.json").read_text()
+    (lacking / "config.json").write_text(config.replace('"PvtModel"', '"PvtForImageClassification"'))
+    foreign = saved("foreign", classifier)
+    config = (foreign / "config.json").read_text()
+    auto_map = '"auto_map": {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"},'
+    (foreign / "config.json").write_text(config.replace('"pvt"', '"unheard_of"').replace("{", "{" + auto_map, 1))
+    (foreign / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    grey = hf_pvt.classification_image_processor(56, num_channels=1)
+    for model, message in {
+        pickle: "pickle cannot be opened: .*no file named model.safetensors",
+        lacking: r"lacking lacks 2 of its weights, such as classifier.bias",
+        saved("bare", PVT.model(PVT.tiny_config())): "it is a PvtModel; this page shows classifiers",
+        foreign: "foreign cannot be opened: ",
+        saved("grey", PVT.classifier(PVT.tiny_config(num_channels=1)), grey): "takes images of 1 channels",
+        tmp_path / "nowhere": "There is no folder .*nowhere",
+    }.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            open_model(str(model))
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_public_pages_offer_their_models_alone(modules: Callable[[str], Any], folder: Path) -> None:
+    """Folders of the server are nobody's business."""
+    public = modules("page").Page([str(folder / "classifier")], any_model=False)
+    assert public.open(str(folder / "classifier")).kind == "ForImageClassification"
+    with pytest.raises(ValueError, match="is not among the models of this page"):
+        public.open(str(folder / "segmenter"))
+    assert not public.model.allow_custom_value
+
+
+def test_a_failure_is_no_stack_trace(modules: Callable[[str], Any], folder: Path, caplog: Any) -> None:
+    """What nobody foresaw: the outputs are emptied, the message says so, the log has it all."""
+    page = modules("page").Page([str(folder / "classifier")], any_model=True)
+    update = page.safely(lambda: 1 / 0, [page.scores, page.block])()
+    assert update == {page.scores: None, page.message: "This did not work; the log of the server says why."}
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_command_line(tmp_path: Path) -> None:
+    """Without a model, or with a wrong one, it says so and does not start."""
+    script = [sys.executable, str(ROOT / "examples" / "space" / "app.py")]
+    for words, message in (
+        ([], "there is no model in out/demo; run `make demo`"),
+        (["--model", "./no"], "There is no folder ./no"),
+    ):
+        result = subprocess.run([*script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_independent_scores(modules: Callable[[str], Any], folder: Path) -> None:
+    """Of a model of several labels per image, which need not add up to 1; of crowds of labels the legend is short."""
+    opened = modules("opened_models").open_model(str(folder / "classifier"))
+    photo = Image.open(folder / "photo.png")
+    with torch.inference_mode():
+        logits = opened.model(**opened.processor(photo, return_tensors="pt")).logits[0]
+    opened.model.config.problem_type = "multi_label_classification"
+    try:
+        scores = modules("answers").scores_of(opened, photo)
+    finally:
+        opened.model.config.problem_type = None
+    assert list(scores.values()) == pytest.approx(logits.sigmoid().tolist()) and list(scores) == list(LINES.values())
+    labels = np.sqrt(np.arange(60 * 60)).astype(int).reshape(60, 60)  # 60 labels, the last the largest
+    names = {label: f"label {label}" for label in range(60)}
+    lines = modules("answers").Segmentation(photo.resize((60, 60)), labels, names).lines()
+    assert [labels for _, labels in lines[:2]] == [[59], [58]] and len(lines) == 25
+    assert lines[-1] == (f"36 others  {100 * 36**2 / 3600:.1f} %", list(range(35, -1, -1)))
