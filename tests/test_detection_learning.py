@@ -78,12 +78,11 @@ def learnt(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 def test_learns_digit_scenes(kind: str, data: Path, learnt: Callable[[str], Learnt]) -> None:
     """Held-out digits on other parts of the photographs; pycocotools finds the same scores for the model folder."""
     folder, metrics, losses = learnt(kind)
-    print(kind, np.mean(losses[:10]), np.mean(losses[-10:]), {n: v for n, v in metrics.items() if n.endswith("50")})
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     assert metrics["examples"] == 40
-    assert metrics["box_ap50"] > 0.8  # 0.99 and 0.94 where this was written
+    assert metrics["box_ap50"] > 0.8  # 0.92 to 0.99 where this was written
     if "mask_ap50" in metrics:
-        assert metrics["mask_ap50"] > 0.8  # 0.96
+        assert metrics["mask_ap50"] > 0.8  # 0.95 and more
     for name, value in by_hand(folder, data / "validation").items():
         assert metrics[name] == pytest.approx(value, abs=1e-6)
 
