@@ -365,6 +365,8 @@ def test_broken_model(
     page = open_page(copied_site)
     page.locator("#file").set_input_files(photograph)
     assert expected in message(page)
+    page.locator("#file").set_input_files(photograph)  # once more, when the model is known to be broken
+    expect(page.locator("#failed")).to_contain_text(expected, timeout=PATIENCE)
     assert page.locator("#result").is_hidden()
     page.locator("#served").select_option("scenes")
     expect(page.locator("#result")).to_be_visible(timeout=PATIENCE)

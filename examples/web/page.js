@@ -25,6 +25,7 @@ for (const name of ["dragover", "drop"]) {
 }
 addEventListener("paste", (event) => look(event.clipboardData.files[0]));
 chooseModel();
+look(at("file").files[0]); // what was chosen before this script was there
 
 /** A served model is opened at once, in a precision that it has; one of the Hub when its id has been entered. */
 function chooseModel() {

@@ -4,7 +4,7 @@ import { Checkpoint } from "./checkpoint.js";
 import { readPhotograph } from "./photograph.js";
 import { Refusal } from "./refusal.js";
 
-let checkpoint;
+let opening; // a promise: a photograph for a model that cannot be opened is told why again
 let before = Promise.resolve();
 
 self.onmessage = ({ data }) => {
@@ -13,9 +13,10 @@ self.onmessage = ({ data }) => {
 
 async function handle({ model, photograph }) {
   if (model) {
-    checkpoint = await Checkpoint.open(model, (progress) => self.postMessage({ progress }));
-    self.postMessage({ opened: checkpoint.name });
-  } else if (checkpoint) {
+    opening = Checkpoint.open(model, (progress) => self.postMessage({ progress }));
+    self.postMessage({ opened: (await opening).name });
+  } else {
+    const checkpoint = await opening;
     const image = await readPhotograph(photograph);
     self.postMessage({ answer: { ...(await checkpoint.answer(image)), photograph: image.shown } });
   }
