@@ -11,9 +11,10 @@ OLDEST := .venv-oldest
 HAS_demo := demo
 HAS_test := demo test
 HAS_dev := demo test dev
+WEB := examples/web/node_modules/.installed
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-oldest check format readme cards verify benchmark
+.PHONY: help demo test test-oldest check format web readme cards verify benchmark
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -23,7 +24,7 @@ demo: $(VENV)/demo.installed  ## train, save, load and draw a classifier, a segm
 	$(BIN)/python examples/demo_segmentation.py
 	$(BIN)/python examples/demo_detection.py
 
-test: $(VENV)/test.installed demo  ## the main jobs and the tests
+test: $(VENV)/test.installed $(WEB) demo  ## the main jobs and the tests
 	$(BIN)/python -m pytest -n 2
 
 test-oldest: $(OLDEST)/test.installed  ## the tests with the oldest supported Transformers and PyTorch
@@ -38,6 +39,8 @@ format: $(VENV)/dev.installed  ## repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+web: $(WEB)  ## the packages of the page in examples/web
+
 readme: $(VENV)/test.installed  ## render the tables of the README from the variants and the benchmarks' results
 	$(BIN)/python -m benchmarks.readme
 
@@ -47,9 +50,10 @@ cards: $(VENV)/test.installed  ## render the model cards from their template and
 verify: $(VENV)/test.installed  ## convert all 68 published checkpoints, there and back, and write the table
 	$(BIN)/python tests/verify_conversions.py
 
-benchmark: $(VENV)/test.installed  ## time forward passes against the peers, packed models, and the detectors; leave the machine idle
-	$(BIN)/python -m benchmarks.forward
-	$(BIN)/python -m benchmarks.serving
+benchmark: $(VENV)/test.installed  ## time forwards and training steps against the peers, and the detectors; leave the machine idle
+	$(BIN)/python -m benchmarks.onnx_exports
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.detection
 
 $(VENV)/demo.installed $(VENV)/test.installed $(VENV)/dev.installed: $(VENV)/%.installed: pyproject.toml
@@ -60,4 +64,8 @@ $(VENV)/demo.installed $(VENV)/test.installed $(VENV)/dev.installed: $(VENV)/%.i
 $(OLDEST)/test.installed: pyproject.toml
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python $(INSTALL) --editable ".[test]" transformers==5.17.0 torch==2.8.0 torchvision==0.23.0
+	@touch $@
+
+$(WEB): examples/web/package-lock.json
+	npm --prefix examples/web ci --silent
 	@touch $@

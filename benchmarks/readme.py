@@ -129,6 +129,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "serving": speed_tables(time_table, README_MODELS, dtype="bfloat16"),
         "memory": speed_tables(memory_table, README_MODELS),
         "growth": growth_table,
+        "training": training_table,
         "detection": detection_table,
     },
     ROOT / "docs" / "speed.md": {

@@ -167,6 +167,10 @@ def main() -> None:
         return
     results = run(arguments.rounds, arguments.cases)
     print(f"\n{results['machine']}\n\n{table(results)}")
+    save(results)
+
+
+def save(results: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     written = Path(RESULTS / "training.written")
     written.write_text(json.dumps(results, indent=1) + "\n")

@@ -31,7 +31,7 @@ class Packed(nn.Module):
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         self.training = layer.training
-        self.register_parameter("bias", layer.bias)
+        self.register_parameter("bias", layer._parameters["bias"])
         self.dtype = layer.weight.dtype
 
     def pack(self, weight: Tensor) -> Tensor:
