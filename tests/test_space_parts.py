@@ -37,7 +37,7 @@ def test_photographs(modules: Callable[[str], Any], tmp_path: Path, kind: str) -
     half = Image.new("L", (60, 40), 100)
     half.paste(200, (0, 0, 30, 40))
     exif = Image.Exif()
-    exif[0x0112] = 6 if kind in ("JPEG", "PNG", "WEBP") else 1  # to be turned to the right
+    exif[0x0112] = 6 if kind in ("JPEG", "PNG", "WEBP", "TIFF") else 1  # to be turned to the right
     half.save(tmp_path / "file.bin", kind, **({} if exif[0x0112] == 1 else {"exif": exif}))
     photo = modules("uploads").read_photograph(tmp_path / "file.bin")
     turned = exif[0x0112] == 6
