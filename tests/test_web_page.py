@@ -41,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page, built."""
     out = tmp_path_factory.mktemp("site") / "dist"
-    built = build(*saved.iterdir(), out=out)
+    built = build(*sorted(saved.iterdir()), out=out)
     assert built.returncode == 0, built.stderr
     return out
 
