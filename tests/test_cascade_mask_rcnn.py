@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from hf_pvt.detection.anchors import Anchors, base_anchors
 from hf_pvt.detection.ground_truth import GroundTruth, ground_truth
 from hf_pvt.detection.mask_pasting import paste_masks
+from hf_pvt.detection.modeling_cascade_mask_rcnn import likeliest
 from hf_pvt.detection.samplers import RandomSampler
 from hf_pvt.synchronized_batch_norm import SynchronizedBatchNorm2d
 
@@ -288,3 +289,8 @@ def test_statistics_are_of_all_processes() -> None:
     model = tiny_detector(CASCADE_MASK_RCNN)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) == 3 and all(type(norm) is SynchronizedBatchNorm2d for norm in norms)
+
+
+def test_the_background_moves_no_box() -> None:
+    """In no recorded case it is the likeliest of all."""
+    assert likeliest(torch.tensor([[0.0, 1.0, 9.0], [2.0, 1.0, 1.5]])).tolist() == [1, 0]
