@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detection_checks import (
@@ -265,3 +266,15 @@ def test_sizes_are_read_of_a_checkpoint(tmp_path: Path) -> None:
     loaded.config.max_detections = model.config.max_detections
     with torch.no_grad():
         assert loaded(IMAGES).pred_scores.equal(model(IMAGES).pred_scores)
+
+
+def test_boxes_over_the_border_are_drawn() -> None:
+    """As what of them is inside."""
+    photo = np.full((96, 128, 3), 100, dtype=np.uint8)
+    detections = {"scores": torch.tensor([0.9, 0.8]), "labels": torch.tensor([0, 1])}
+    boxes = torch.tensor([[-20.0, 10.0, 60.0, 80.0], [70.0, -5.0, 150.0, 99.0]])
+    inside = boxes.clamp(min=0).minimum(SCALE)
+    pictures = [
+        hf_pvt.draw_detections(photo, detections | {"boxes": some}, {0: "a", 1: "b"}) for some in (boxes, inside)
+    ]
+    assert pictures[0].tobytes() == pictures[1].tobytes() != photo.tobytes()

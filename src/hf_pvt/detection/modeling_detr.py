@@ -69,8 +69,10 @@ class DetrForObjectDetection(transformers.DetrForObjectDetection):
         outputs = super().forward(pixel_values, pixel_mask=pixel_mask, output_hidden_states=wanted, **kwargs)
         if labels is None:
             return outputs
-        layers = torch.stack(outputs.decoder_hidden_states[-self.config.decoder_layers :])  # (layers, B, queries, D)
-        states = self.model.decoder.layernorm(layers)
+        # The last one of these is behind its norm already.
+        before = outputs.decoder_hidden_states[-self.config.decoder_layers : -1]
+        norm = self.model.decoder.layernorm
+        states = torch.stack([*map(norm, before), outputs.last_hidden_state])  # (layers, B, queries, D)
         logits = at_least_float32(self.class_labels_classifier(states))
         boxes = at_least_float32(self.bbox_predictor(states).sigmoid())
         with_layers = copy.copy(self.config)
