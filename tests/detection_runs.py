@@ -152,10 +152,10 @@ def by_hand(folder: Path, data: Path) -> dict[str, float]:
             sizes = [(image["height"], image["width"])]
             if model.has_masks:
                 (answer,) = processor.post_process_instance_segmentation(
-                    outputs, target_sizes=sizes, return_coco_annotation=True
+                    outputs, threshold=0.0, target_sizes=sizes, return_coco_annotation=True
                 )
             else:
-                (answer,) = processor.post_process_object_detection(outputs, target_sizes=sizes)
+                (answer,) = processor.post_process_object_detection(outputs, 0.0, target_sizes=sizes)
             for number, (x1, y1, x2, y2) in enumerate(answer["boxes"].double().tolist()):
                 entry = {"image_id": image_id, "category_id": ids[int(answer["labels"][number])]}
                 entry |= {"score": float(answer["scores"][number]), "bbox": [x1, y1, x2 - x1, y2 - y1]}

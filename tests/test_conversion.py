@@ -503,8 +503,8 @@ def test_folders_that_are_refused(problem: str, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     message = failure(folder, tmp_path / "converted")
     expected = {
-        "another model": "holds a model of class ViTModel, expected one of: MaskRcnnForInstanceSegmentation",
-        "another class": "holds a model of class PvtV2ForDreams, expected one of: MaskRcnnForInstanceSegmentation",
+        "another model": "holds a model of class ViTModel, expected one of: AtssForObjectDetection",
+        "another class": "holds a model of class PvtV2ForDreams, expected one of: AtssForObjectDetection",
         "missing weights": "missing keys: classifier.bias, classifier.weight",
         "damaged weights": "a safetensors file is damaged",
     }

@@ -240,7 +240,7 @@ def test_assigned_anchors(recorded: Recorded, model: PreTrainedModel) -> None:
         levels, _, _ = model.encode(case.pixel_values)
     height, width = case.valid[0]
     boxes = in_pixels(case.labels[0]["boxes"], height, width).float()
-    assigned = model.assign(torch.cat(model.anchors(levels)), boxes)
+    assigned = model.assign(model.anchors(levels), boxes)
     positive = (assigned >= 0).nonzero().flatten()
     counts = [len(positive), int((assigned == NEGATIVE).sum()), int((assigned == IGNORED).sum())]
     assert counts == recorded.tensor("single/train/assigned/counts").tolist()

@@ -34,7 +34,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 import hf_pvt
 from hf_pvt.drawing import side_by_side
 from hf_pvt.metrics import MeanIoU
-from hf_pvt.semantic_fpn import SynchronizedBatchNorm2d
+from hf_pvt.synchronized_batch_norm import SynchronizedBatchNorm2d
 
 NAMES = ["sky", "wall", "tree"]
 LABELS = LabelValues(NAMES, [0, 1, 2], frozenset({255}))

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel, pipeline
 
 import hf_pvt
-from hf_pvt.semantic_fpn import SemanticFpn, SynchronizedBatchNorm2d, semantic_loss
+from hf_pvt.semantic_fpn import SemanticFpn, semantic_loss
+from hf_pvt.synchronized_batch_norm import SynchronizedBatchNorm2d
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 

@@ -126,7 +126,8 @@ def test_every_flag_has_its_help() -> None:
         (["--ema_decay", "1"], "--ema_decay is 1.0, expected a number between 0 and 1."),
         (
             ["--without_decay", "biases", "vectors"],
-            "--without_decay is biases vectors, expected some of: vectors position_embeddings cls_token norms; or: "
+            "--without_decay is biases vectors, expected some of: vectors position_embeddings cls_token norms "
+            "backbone_norms; or: "
             "none.",
         ),
         (["--eval_steps", "often"], "--eval_steps is 'often', expected a number of steps or \"epoch\"."),

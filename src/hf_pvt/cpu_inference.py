@@ -100,10 +100,15 @@ def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
         type(layer) is nn.Linear
         and tokens.dtype == torch.float32 == layer.weight.dtype
         and is_plain_inference(tokens, layer)
-        and tokens.shape[0] * tokens.shape[1] >= MIN_ONEDNN_TOKENS  # last: compilation would guard on it
+        and has_enough_tokens(tokens)  # last: compilation would guard on it
     ):
         return as_convolution(tokens, layer.weight, layer.bias)
     return layer(tokens)
+
+
+def has_enough_tokens(tokens: Tensor) -> bool:
+    """Whether tokens (B, N, C) are worth the reordered weight of a convolution."""
+    return tokens.shape[0] * tokens.shape[1] >= MIN_ONEDNN_TOKENS
 
 
 def as_convolution(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

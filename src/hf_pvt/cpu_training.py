@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from . import cpu_inference
 from .cpu_attention import has_products
-from .cpu_inference import as_convolution, column_map, is_eager, is_unwatched
+from .cpu_inference import as_convolution, column_map, has_enough_tokens, is_eager, is_unwatched
+from .cpu_inference import linear as inference_linear
 
 # Expanded activation that is computed at once, in bytes, where an image has no more.
 CHUNK_BYTES = 8 * 2**20
@@ -46,7 +46,7 @@ def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
     """`layer(tokens)` for a linear layer and tokens (B, N, C), in training and in inference."""
     if type(layer) is nn.Linear and torch.is_grad_enabled() and is_plain_training(tokens, layer):
         return product(tokens, layer.weight, layer.bias)
-    return cpu_inference.linear(layer, tokens)
+    return inference_linear(layer, tokens)
 
 
 def product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,7 +61,7 @@ def gains_as_convolution(tokens: Tensor, weight: Tensor) -> bool:
     return (
         tokens.dtype == torch.float32 == weight.dtype
         and not torch.is_autocast_enabled("cpu")
-        and tokens.shape[0] * tokens.shape[1] >= cpu_inference.MIN_ONEDNN_TOKENS
+        and has_enough_tokens(tokens)
     )
 
 
