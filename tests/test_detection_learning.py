@@ -59,7 +59,7 @@ def learnt(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         "retinanet": (RETINANET, RETINANET_FIELDS, 160),
         "atss": (ATSS, SQUARE_FIELDS, 80),
         "gfl": (GFL, SQUARE_FIELDS, 80),
-        "mask_rcnn": (MASK_RCNN, MASK_RCNN_FIELDS, 120),
+        "mask_rcnn": (MASK_RCNN, MASK_RCNN_FIELDS, 200),
         "cascade_mask_rcnn": (CASCADE_MASK_RCNN, CASCADE_FIELDS, 90),
         "sparse_rcnn": (SPARSE_RCNN, SPARSE_FIELDS, 140),
     }
