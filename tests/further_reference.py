@@ -66,17 +66,22 @@ SPECIAL: dict[str, tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...]] =
 }
 
 
+def weight(detector: str, name: str, shape: tuple[int, ...]) -> Tensor:
+    """As everywhere, but for those of `SPECIAL`, computed of it in float64."""
+    drawn = reference.weight(name, shape)
+    for pattern, change in SPECIAL.get(detector, ()):
+        if re.fullmatch(pattern, name):
+            return torch.from_numpy(np.asarray(change(drawn.double().numpy()), dtype=np.float32))
+    return drawn
+
+
 @dataclass(frozen=True)
 class FurtherRecorded(Recorded):
     """One detector on one variant."""
 
     def weight(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The published weight `name`: as everywhere, but for those of `SPECIAL`, computed of it in float64."""
-        drawn = reference.weight(name, shape)
-        for pattern, change in SPECIAL[self.detector]:
-            if re.fullmatch(pattern, name):
-                return torch.from_numpy(np.asarray(change(drawn.double().numpy()), dtype=np.float32))
-        return drawn
+        """The published weight `name`."""
+        return weight(self.detector, name, shape)
 
     @cached_property
     def keys(self) -> dict[str, tuple[int, ...]]:

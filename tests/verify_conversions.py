@@ -18,6 +18,7 @@ from pathlib import Path
 import detector_keys
 import reference
 import torch
+from further_reference import weight
 from tqdm import tqdm
 from transformers import (
     AutoModelForImageClassification,
@@ -61,7 +62,9 @@ def published_file(variant: str, task: str) -> tuple[str, dict[str, torch.Tensor
     if task == "classification":
         return f"{name}.pth", reference.checkpoint(variant)
     if task != "segmentation":
-        return f"{task}_{name}.pth", detector_keys.checkpoint(PUBLISHED_DETECTORS[f"{task}-{variant}"])
+        row = PUBLISHED_DETECTORS[f"{task}-{variant}"]
+        keys = detector_keys.published_keys(row)
+        return f"{task}_{name}.pth", {key: weight(row.model_type, key, shape) for key, shape in keys.items()}
     return f"fpn_{name}.pth", reference.segmentation_checkpoint(variant)
 
 
