@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from .cpu_attention import has_products
 from .cpu_inference import is_untouched
 
 logger = logging.get_logger(__name__)
@@ -197,8 +198,7 @@ def pack_for_cpu(model: Model, dtype: torch.dtype | None = None) -> Model:
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this PyTorch has the operators, and this CPU the type."""
-    has_operators = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return has_operators and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_products(dtype) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
 def packed_kind(layer: nn.Module) -> Callable[[Any], Packed] | None:
