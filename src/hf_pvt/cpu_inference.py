@@ -148,10 +148,13 @@ def in_row_bands(
     """
     batch, count, channels = tokens.shape
     height, width = grid if halo else (count, 1)  # without neighbours any split of the tokens will do
-    rows = tokens.view(batch, height, width, channels)  # (B, H, W, C)
-    output = torch.zeros_like(rows) if onto is None else onto.view_as(rows)
     rows_per_band = max(1, BAND_BYTES // (width * expanded_dim * tokens.element_size()))
     keep_bands_on_the_heap()
+    if batch * height <= rows_per_band:  # all in one, without the views that bands take
+        output = contract(expand(tokens, (height, width)))
+        return output if onto is None else onto.add_(output)
+    rows = tokens.view(batch, height, width, channels)  # (B, H, W, C)
+    output = torch.zeros_like(rows) if onto is None else onto.view_as(rows)
     for images, top, bottom in _bands(batch, height, rows_per_band):
         first, last = max(top - halo, 0), min(bottom + halo, height)
         band = rows[images, first:last].flatten(1, 2)  # (b, R*W, C)
