@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from .candidates import CANDIDATES
+from .candidates import CANDIDATES, missing
 from .machine import memory
 
 SECONDS_OF_SAMPLES, SAMPLES = 1.0, 3
 # A call that takes so long is one sample: what the first has to do beside computing is nothing to it.
 LONG_CALL = 2.0
+WARM_UP_SIZE = 64
 
 
 @torch.inference_mode()
@@ -22,8 +23,9 @@ def measure(candidate: str, model: str, size: int, batch: int) -> dict[str, floa
     """What a forward takes; its extra memory is what it needs beyond model and images."""
     torch.manual_seed(0)
     forward, images = CANDIDATES[candidate].build(model, size, batch), torch.randn(batch, 3, size, size)
-    if CANDIDATES[candidate].any_size:
-        forward(torch.randn(1, 3, 64, 64))  # libraries are loaded and kernels compiled before memory is counted
+    if CANDIDATES[candidate].any_size and not missing(candidate, model, WARM_UP_SIZE):
+        # Libraries are loaded and kernels compiled before memory is counted.
+        forward(torch.randn(1, 3, WARM_UP_SIZE, WARM_UP_SIZE))
     return sample(lambda: forward(images))
 
 

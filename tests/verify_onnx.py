@@ -80,8 +80,8 @@ def main() -> None:
         parser.error(f"unknown variants {', '.join(unknown)}, expected some of: {', '.join(VARIANTS)}.")
     for variant in tqdm(chosen, unit="variant"):
         for task in TASKS:
-            rows = written_rows() | {(variant, task): row(variant, task)}
-            TABLE.write_text(document(rows), encoding="utf-8")
+            made = row(variant, task)  # for minutes, in which another process may add its own
+            TABLE.write_text(document(written_rows() | {(variant, task): made}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
 from .cpu_attention import has_products
@@ -139,8 +140,10 @@ def _gradients(
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in (hidden, *filters)]
         expanded = spread(*leaves)  # (b, N, E)
-    of_expanded, *of_dense2 = _product_gradients(of_output, expanded.detach(), weight2)
-    of_hidden, *of_filters = torch.autograd.grad(expanded, leaves, of_expanded)
+    edge, expanded = get_gradient_edge(expanded), expanded.detach()
+    of_expanded, *of_dense2 = _product_gradients(of_output, expanded, weight2)
+    del expanded  # before the others of its size come: the edge holds the graph without it
+    of_hidden, *of_filters = torch.autograd.grad(edge, leaves, of_expanded)
     of_tokens, *of_dense1 = _product_gradients(of_hidden, tokens, weight1)
     return [of_tokens, *of_dense1, *of_dense2, *of_filters]
 
