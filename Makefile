@@ -12,6 +12,8 @@ HAS_demo := demo
 HAS_test := demo test
 HAS_dev := demo test dev
 WEB := examples/web/node_modules/.installed
+# By files, so that what a file's tests share is made once.
+PARALLEL := -n 2 --dist loadfile
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-oldest check format web readme cards verify benchmark
@@ -25,10 +27,10 @@ demo: $(VENV)/demo.installed  ## train, save, load and draw a classifier, a segm
 	$(BIN)/python examples/demo_detection.py
 
 test: $(VENV)/test.installed $(WEB) demo  ## the main jobs and the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-oldest: $(OLDEST)/test.installed  ## the tests with the oldest supported Transformers and PyTorch
-	$(OLDEST)/bin/python -m pytest -n 2
+	$(OLDEST)/bin/python -m pytest $(PARALLEL)
 
 check: $(VENV)/dev.installed  ## lint, format, types
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from typing import Any
 PACKAGES = Path(__file__).parent.parent / "examples" / "web" / "node_modules"
 PAGE = """<script type="module">
 import { AutoModel, Tensor, env } from "./transformers/transformers.min.js";
+env.allowLocalModels = true;
 env.allowRemoteModels = false;
 env.localModelPath = "/";
 env.backends.onnx.wasm.wasmPaths = new URL("./ort/", location).href;
@@ -66,7 +67,7 @@ def seconds_in_browser(model: Path, sizes: Sequence[int], seconds: float) -> dic
                 )
                 page = browser.new_page()
                 page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
-                page.wait_for_function("window.median", timeout=120_000)
+                page.wait_for_function("() => Boolean(window.median)", timeout=120_000)
                 medians = {str(size): page.evaluate(f"median({size}, {seconds})") for size in sizes}
                 browser.close()
             server.shutdown()

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +20,9 @@ from typing import Any
 import torch
 
 from .browser import seconds_in_browser
-from .forward import RESULTS, machine
+from .fresh_process import in_fresh_process
+from .machine import machine
+from .results import RESULTS
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = ("pvt-v2-b0", "pvt-v2-b2")
@@ -102,18 +103,14 @@ def measure(candidate: str, folder: Path) -> dict[str, float]:
 
 def run(folder: Path, rounds: int) -> dict[str, Any]:
     """All variants and candidates, alternating, `rounds` times: seconds by variant, size and candidate."""
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder.resolve() / "inductor"), "OMP_NUM_THREADS": "1"}
     samples: dict[str, Any] = {
         variant: {str(size): {name: [] for name in CANDIDATES} for size in SIZES} for variant in VARIANTS
     }
     for variant in VARIANTS:
         for _ in range(rounds):
             for candidate in CANDIDATES:
-                words = [sys.executable, "-m", "benchmarks.runtimes", str(folder / variant), "--measure", candidate]
-                printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-                for size, seconds in json.loads(printed.splitlines()[-1]).items():
-                    samples[variant][size][candidate].append(seconds)
-    torch.set_num_threads(1)
+                for size, seconds in in_fresh_process(measure, candidate, folder / variant).items():
+                    samples[variant][size][candidate].append(round(seconds, 5))
     return {"machine": machine(), "rounds": rounds, "samples": samples}
 
 
@@ -132,25 +129,22 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.runtimes", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="with the prepared models")
     parser.add_argument("--prepare", action="store_true", help="make what is missing there, instead of timing")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="to prepare")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--measure", choices=CANDIDATES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.folder)))
-    elif arguments.prepare:
-        torch.set_num_threads(1)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(arguments.folder.resolve() / "inductor")
+    os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(arguments.folder.resolve() / "inductor"), "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    if arguments.prepare:
         for variant in arguments.variants:
             (arguments.folder / variant).mkdir(parents=True, exist_ok=True)
             prepare(variant, arguments.folder / variant)
-    else:
-        results = run(arguments.folder, arguments.rounds)
-        print(f"\n{results['machine']}\n\n{table(results)}")
-        (RESULTS / "runtimes.json").write_text(json.dumps(results, indent=1) + "\n")
+        return
+    results = run(arguments.folder, arguments.rounds)
+    print(f"\n{results['machine']}\n\n{table(results)}")
+    (RESULTS / "runtimes.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import onnx_graph
 import onnxruntime
 import pytest
 import torch
+import verify_onnx
 from families import (
     DENSE,
     FAMILIES,
@@ -146,6 +147,16 @@ def test_metadata(role: str, tmp_path: Path) -> None:
             assert json.loads(facts["labels"]) == {str(label): name for label, name in model.config.id2label.items()}
         else:
             assert facts["task"] == "features" and "labels" not in facts
+
+
+def test_table_of_all_variants() -> None:
+    """conversion/onnx.md is whole, as `tests/verify_onnx.py` renders it, and each difference is within its limit."""
+    rows = verify_onnx.written_rows()
+    assert set(rows) == {(variant, task) for variant in hf_pvt.VARIANTS for task in verify_onnx.TASKS}
+    assert verify_onnx.TABLE.read_text() == verify_onnx.document(rows)
+    for row in rows.values():
+        plain, half, _ = map(float, row.split("|")[-4:-1])
+        assert plain <= onnx_files.LIMIT and half <= onnx_files.HALF_LIMIT
 
 
 # What is refused, with nothing written

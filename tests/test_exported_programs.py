@@ -1,0 +1,56 @@
+"""PyTorch's own programs: true at sizes that they were not traced at, compiled by AOTInductor too, or not written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import exported_programs
+import pytest
+import torch
+from exported_programs import COMPILED, PROGRAM, write_programs
+from families import P2T, PVT_V2, Family, perturb
+from transformers import PreTrainedModel
+
+# Larger than any that was traced or compared, and not divisible.
+LARGER = (2, 3, 403, 517)
+
+
+def shallow(family: Family) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = family.classifier(family.tiny_config(depths=(1, 1, 1, 1))).eval()
+    perturb(model)
+    return model
+
+
+@pytest.mark.parametrize("family", [P2T, PVT_V2], ids=str)
+def test_program(family: Family, tmp_path: Path) -> None:
+    """A `.pt2`; P2T's pools have ratios of every size."""
+    model = shallow(family)
+    (file,) = write_programs(model, tmp_path, pt2=True, aoti=False)
+    assert file.name == f"programs/{PROGRAM}" and file.change < 1e-5
+    assert_true(torch.export.load(tmp_path / PROGRAM).module(), model)
+
+
+def test_compiled(tmp_path: Path) -> None:
+    model = shallow(PVT_V2)
+    (file,) = write_programs(model, tmp_path, pt2=False, aoti=True)
+    assert file.name == f"programs/{COMPILED}" and file.bytes == (tmp_path / COMPILED).stat().st_size
+    assert_true(torch._inductor.aoti_load_package(str(tmp_path / COMPILED)), model)
+
+
+def assert_true(program: Callable[..., dict[str, torch.Tensor]], model: PreTrainedModel) -> None:
+    images = torch.randn(LARGER)
+    with torch.no_grad():
+        torch.testing.assert_close(program(pixel_values=images)["logits"], model(images).logits)
+
+
+def test_untrue_programs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the sizes it was compared at, and at smaller ones that it answers."""
+    model = shallow(PVT_V2)
+    for sizes in ("VERIFIED", "REFUSED_OR_TRUE"):
+        with monkeypatch.context() as patch:
+            patch.setattr(exported_programs, "LIMIT", -1.0)
+            patch.setattr(exported_programs, sizes, ((1, 224, 224),))
+            if sizes == "REFUSED_OR_TRUE":
+                patch.setattr(exported_programs, "VERIFIED", ())
+            with pytest.raises(ValueError, match=r"model.pt2 differs from the model by .* at 1 x 224 x 224"):
+                write_programs(model, tmp_path, pt2=True, aoti=False)
