@@ -12,7 +12,7 @@ from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 from hf_pvt.detection.auto_detectors import DETECTORS
 from hf_pvt.detection.published_detectors import PublishedDetector
 
-from . import detection, growth, training, training_memory
+from . import detection, growth, runtimes, training, training_memory
 from .models import MODELS
 from .results import RESULTS, Results, load_all
 from .tables import memory_table, origin, time_table
@@ -107,6 +107,12 @@ def training_table() -> str:
     return f"`python -m benchmarks.training`: {results['machine']}.\n\n{training.table(results)}"
 
 
+def runtimes_table() -> str:
+    """The last run of `benchmarks.runtimes`."""
+    results = json.loads((RESULTS / "runtimes.json").read_text())
+    return f"`python -m benchmarks.runtimes`: {results['machine']}.\n\n{runtimes.table(results)}"
+
+
 def training_memory_tables() -> str:
     """The last run of `benchmarks.training_memory`."""
     results = json.loads((RESULTS / "training_memory.json").read_text())
@@ -125,6 +131,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "detectors": detectors_table,
         "further-detectors": further_detectors_table,
         "measure": measure_commands,
+        "runtimes": runtimes_table,
         "forward": speed_tables(time_table, README_MODELS, dtype="float32"),
         "serving": speed_tables(time_table, README_MODELS, dtype="bfloat16"),
         "memory": speed_tables(memory_table, README_MODELS),

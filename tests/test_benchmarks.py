@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from benchmarks import growth, results, tables
+from benchmarks import growth, results, runtimes, tables
 from benchmarks.candidates import CANDIDATES, missing, ours_config, timm_model
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.models import CASES, MODELS, SEMANTIC_FPN, gmacs, ours
@@ -152,3 +152,19 @@ def test_recorded_results() -> None:
                 for candidate, measured in case.items():
                     assert missing(candidate, model, int(name.split(",")[0])) is None
                     assert len(measured["seconds"]) == recorded["runs"][measured["run"]]["rounds"]
+
+
+def test_runtimes() -> None:
+    """Ratios of paired rounds; every candidate of the recorded run has as many as it says."""
+    seconds = {"224": {name: [0.02, 0.04] for name in runtimes.CANDIDATES}}
+    seconds["224"]["int8"] = [0.01, 0.03]
+    header, _, row = runtimes.table({"samples": {"pvt-v2-b0": seconds}}).splitlines()
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert cells["PyTorch, ms"] == "30" and cells["ONNX Runtime, int8"] == "0.62" and cells["packed"] == "1.00"
+    recorded = json.loads((results.RESULTS / "runtimes.json").read_text())
+    assert set(recorded["samples"]) == set(runtimes.VARIANTS)
+    for sizes in recorded["samples"].values():
+        assert set(sizes) == {str(size) for size in runtimes.SIZES}
+        for samples_of_size in sizes.values():
+            assert set(samples_of_size) == set(runtimes.CANDIDATES)
+            assert {len(times) for times in samples_of_size.values()} == {recorded["rounds"]}
