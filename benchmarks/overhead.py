@@ -11,21 +11,23 @@ import transformers
 
 import hf_pvt
 
+from .candidates import ours_config
 from .fresh_process import in_fresh_process
 from .machine import machine
 from .measuring import sample
+from .models import ours
 
-NARROW = {"hidden_sizes": (8, 16, 40, 64), "drop_path_rate": 0.0}
+VARIANT, WIDTHS = "pvt-v2-b2", (8, 16, 40, 64)
 CANDIDATES = ("packed", "not packed", "timm", "transformers")
 
 
 def build(candidate: str) -> torch.nn.Module:
     if candidate == "timm":
-        return timm.create_model("pvt_v2_b2", embed_dims=NARROW["hidden_sizes"]).eval()
+        return timm.create_model("pvt_v2_b2", embed_dims=WIDTHS).eval()
     if candidate == "transformers":
-        fields = hf_pvt.VARIANTS["pvt-v2-b2"].architecture | NARROW
-        return transformers.PvtV2ForImageClassification(transformers.PvtV2Config(**fields)).eval()
-    model = hf_pvt.PvtV2ForImageClassification(hf_pvt.variant_config("pvt-v2-b2", **NARROW)).eval()
+        config = transformers.PvtV2Config(**ours_config(VARIANT) | {"hidden_sizes": WIDTHS})
+        return transformers.PvtV2ForImageClassification(config).eval()
+    model = ours(VARIANT, hidden_sizes=WIDTHS)
     return hf_pvt.pack_for_cpu(model) if candidate == "packed" else model
 
 
@@ -37,6 +39,7 @@ def seconds(candidate: str) -> float:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     print(machine())
     for candidate in CANDIDATES:
         print(f"{candidate}: {1e3 * in_fresh_process(seconds, candidate):.1f} ms")

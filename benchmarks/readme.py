@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 from hf_pvt.detection.auto_detectors import DETECTORS
@@ -82,10 +83,15 @@ def measure_commands() -> str:
     return "```bash\n" + "\n".join(lines) + "\n```"
 
 
-def detection_table() -> str:
-    """The last run of `benchmarks.detection`."""
-    results = json.loads((RESULTS / "detection.json").read_text())
-    return f"`python -m benchmarks.detection`: {results['machine']}.\n\n{detection.table(results)}"
+def last_run(benchmark: ModuleType) -> Callable[[], str]:
+    """The table of a benchmark that keeps its last run alone."""
+    name = benchmark.__name__.removeprefix("benchmarks.")
+
+    def rendered() -> str:
+        results = json.loads((RESULTS / f"{name}.json").read_text())
+        return f"`python -m benchmarks.{name}`: {results['machine']}.\n\n{benchmark.table(results)}"
+
+    return rendered
 
 
 def of_each_processor(table: Callable[[Results], str]) -> str:
@@ -99,18 +105,6 @@ def speed_tables(table: Callable[..., str], models: Sequence[str], **arguments: 
 
 def growth_table() -> str:
     return of_each_processor(growth.growth_table)
-
-
-def training_table() -> str:
-    """The last run of `benchmarks.training`."""
-    results = json.loads((RESULTS / "training.json").read_text())
-    return f"`python -m benchmarks.training`: {results['machine']}.\n\n{training.table(results)}"
-
-
-def runtimes_table() -> str:
-    """The last run of `benchmarks.runtimes`."""
-    results = json.loads((RESULTS / "runtimes.json").read_text())
-    return f"`python -m benchmarks.runtimes`: {results['machine']}.\n\n{runtimes.table(results)}"
 
 
 def training_memory_tables() -> str:
@@ -131,13 +125,13 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "detectors": detectors_table,
         "further-detectors": further_detectors_table,
         "measure": measure_commands,
-        "runtimes": runtimes_table,
+        "runtimes": last_run(runtimes),
         "forward": speed_tables(time_table, README_MODELS, dtype="float32"),
         "serving": speed_tables(time_table, README_MODELS, dtype="bfloat16"),
         "memory": speed_tables(memory_table, README_MODELS),
         "growth": growth_table,
-        "training": training_table,
-        "detection": detection_table,
+        "training": last_run(training),
+        "detection": last_run(detection),
     },
     ROOT / "docs" / "speed.md": {
         "float32": speed_tables(time_table, MODELS, dtype="float32"),

@@ -22,6 +22,7 @@ LIMIT = 1e-4
 TRACED_SIZE = (256, 320)
 VERIFIED = ((1, 224, 224), (3, 193, 259), (2, 161, 288))
 REFUSED_OR_TRUE = ((3, 97, 131), (1, 33, 47))
+REFUSALS = (AssertionError, RuntimeError)  # the guards' and AOTInductor's
 
 
 class RawOutputs(nn.Module):
@@ -45,7 +46,7 @@ def write_programs(model: PreTrainedModel, folder: Path, pt2: bool, aoti: bool) 
 
     Raises:
         NotImplementedError: a detector of several stages, which cannot be exported.
-        ValueError: a program differs from the model at a size that it was not traced at.
+        ValueError: a program differs from the model at a size that it was not traced at, or refuses it.
     """
     images = torch.randn(2, model.config.num_channels, *TRACED_SIZE)
     sizes = {"pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
@@ -68,8 +69,11 @@ def compared(model: PreTrainedModel, path: Path, program: Callable[..., Outputs]
     def run(images: Tensor) -> Outputs:
         return program(pixel_values=images)
 
-    change = check_sizes(model, run, LIMIT, path.name, VERIFIED)
+    try:
+        change = check_sizes(model, run, LIMIT, path.name, VERIFIED)
+    except REFUSALS as error:
+        raise ValueError(f"{path.name} refuses a size that it has to take: {error}; nothing was written.") from error
     for size in REFUSED_OR_TRUE:
-        with contextlib.suppress(AssertionError, RuntimeError):  # the guards' and AOTInductor's refusals
+        with contextlib.suppress(*REFUSALS):
             check_sizes(model, run, LIMIT, path.name, [size])
     return ExportedFile(f"{FOLDER}/{path.name}", path.stat().st_size, change)

@@ -23,7 +23,7 @@ def shallow(family: Family) -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", [P2T, PVT_V2], ids=str)
 def test_program(family: Family, tmp_path: Path) -> None:
-    """A `.pt2`; P2T's pools have ratios of every size."""
+    """A `.pt2`; the sizes of P2T's pooled maps are rounded quotients of the image's."""
     model = shallow(family)
     (file,) = write_programs(model, tmp_path, pt2=True, aoti=False)
     assert file.name == f"programs/{PROGRAM}" and file.change < 1e-5
@@ -43,14 +43,23 @@ def assert_true(program: Callable[..., dict[str, torch.Tensor]], model: PreTrain
         torch.testing.assert_close(program(pixel_values=images)["logits"], model(images).logits)
 
 
-def test_untrue_programs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the sizes it was compared at, and at smaller ones that it answers."""
-    model = shallow(PVT_V2)
-    for sizes in ("VERIFIED", "REFUSED_OR_TRUE"):
-        with monkeypatch.context() as patch:
-            patch.setattr(exported_programs, "LIMIT", -1.0)
-            patch.setattr(exported_programs, sizes, ((1, 224, 224),))
-            if sizes == "REFUSED_OR_TRUE":
-                patch.setattr(exported_programs, "VERIFIED", ())
-            with pytest.raises(ValueError, match=r"model.pt2 differs from the model by .* at 1 x 224 x 224"):
-                write_programs(model, tmp_path, pt2=True, aoti=False)
+@pytest.mark.parametrize(
+    ("sizes", "limit", "message"),
+    [
+        ({"VERIFIED": [(1, 224, 224)]}, -1.0, "model.pt2 differs from the model by .* at 1 x 224 x 224"),
+        ({"VERIFIED": [], "REFUSED_OR_TRUE": [(1, 96, 96)]}, -1.0, "model.pt2 differs from the model by .* at 1 x 96"),
+        ({"VERIFIED": [(1, 32, 32)]}, 1e-4, "model.pt2 refuses a size that it has to take: .*; nothing was written"),
+    ],
+    ids=["verified", "answered", "refused"],
+)
+def test_untrue_programs_are_refused(
+    sizes: dict[str, list[tuple[int, int, int]]],
+    limit: float,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in ({"LIMIT": limit} | sizes).items():
+        monkeypatch.setattr(exported_programs, name, value)
+    with pytest.raises(ValueError, match=message):
+        write_programs(shallow(PVT_V2), tmp_path, pt2=True, aoti=False)

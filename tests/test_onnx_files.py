@@ -106,7 +106,7 @@ def test_dense_detector(detector: DetectorRow, tmp_path: Path) -> None:
     processor = hf_pvt.detection_image_processor(size={"shortest_edge": 64, "longest_edge": 128})
     onnx_files.export(model, processor, tmp_path, fp16=True, int8=True)
     for name, limit in LIMITS.items():
-        for shape in ((3, 3, 97, 131), (1, 3, 256, 320)):
+        for shape in SHAPES:
             images = torch.randn(shape)
             expected = named_outputs(model, images)
             assert_true(run(tmp_path / "onnx" / name, images), expected, max(limit, 1e-4))

@@ -150,10 +150,10 @@ def colours_of(path: Path) -> int:
 
 
 def test_demo_classification(tmp_path: Path) -> None:
-    """One epoch is too little: it saves, loads, draws, and says so."""
-    result = run("demo_classification.py", "--epochs", 1, "--output_dir", tmp_path)
-    assert percentage("test accuracy", result.stdout) < 90
-    assert result.returncode == 1 and "the accuracy is below 97%" in result.stderr
+    """A shortened run of the main job learns, saves, loads and draws."""
+    result = run("demo_classification.py", "--epochs", 12, "--output_dir", tmp_path)
+    assert percentage("test accuracy", result.stdout) >= 97
+    assert result.returncode == 0, result.stderr
     assert {file.name for file in (tmp_path / "digits-pvt-v2").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json"
     }  # fmt: skip
@@ -161,9 +161,9 @@ def test_demo_classification(tmp_path: Path) -> None:
 
 
 def test_demo_segmentation(tmp_path: Path) -> None:
-    """Two steps teach nothing: it saves, loads, draws, and says so."""
-    result = run("demo_segmentation.py", "--steps", 2, "--output_dir", tmp_path)
-    assert percentage("mean IoU", result.stdout) < 20
+    """Half of the segmenter's run: it has learnt most of the digits, and says that it is not enough."""
+    result = run("demo_segmentation.py", "--steps", 600, "--output_dir", tmp_path)
+    assert 35 <= percentage("mean IoU", result.stdout) < 60
     assert result.returncode == 1 and "the mean IoU is below 60%" in result.stderr
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_p2t.py"} <= {
         file.name for file in (tmp_path / "digit-scenes-p2t").iterdir()
