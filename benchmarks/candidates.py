@@ -43,10 +43,6 @@ def timm_model(model: str) -> nn.Module:
     return timm.create_model(model.replace("pvt-v2", "pvt_v2").replace("-li", "_li").replace("-", "_")).eval()
 
 
-def timm_default(model: str, size: int, batch: int) -> Forward:
-    return timm_model(model)
-
-
 def timm_channels_last(model: str, size: int, batch: int, dtype: torch.dtype = torch.float32) -> Forward:
     return in_type(timm_model(model), dtype, torch.channels_last)
 
@@ -60,7 +56,7 @@ def timm_compiled(model: str, size: int, batch: int) -> Forward:
     return forward
 
 
-def stock_transformers(model: str, size: int, batch: int) -> Forward:
+def stock_transformers(model: str) -> nn.Module:
     fields = ours_config(model)
     if model.startswith("pvt-v2"):
         return transformers.PvtV2ForImageClassification(transformers.PvtV2Config(**fields)).eval()
@@ -90,10 +86,10 @@ class Candidate:
 CANDIDATES: dict[str, Candidate] = {
     "packed": Candidate(packed),
     "not packed": Candidate(plain),
-    "timm": Candidate(timm_default, largest=1024),
+    "timm": Candidate(lambda model, size, batch: timm_model(model), largest=1024),
     "timm channels-last": Candidate(timm_channels_last),
     "timm compiled": Candidate(timm_compiled, largest=512, any_size=False),
-    "transformers": Candidate(stock_transformers, largest=1024),
+    "transformers": Candidate(lambda model, size, batch: stock_transformers(model), largest=1024),
     "onnxruntime": Candidate(partial(onnx, kind="float32"), largest=LARGEST["float32"], any_size=False),
     "onnxruntime int8 dynamic": Candidate(
         partial(onnx, kind="int8 dynamic"), largest=LARGEST["int8 dynamic"], any_size=False
@@ -108,16 +104,23 @@ CANDIDATES: dict[str, Candidate] = {
 COMPILED_MODELS = ("pvt-v2-b2",)
 
 
-def missing(candidate: str, model: str, size: int) -> str | None:
-    """Why a candidate does not compute a model at a size, None where it does."""
+def lacking(candidate: str, model: str, size: int) -> str | None:
+    """Why a peer has no such model, None where it has."""
     if candidate.startswith("timm") and (model == SEMANTIC_FPN or not model.startswith("pvt-v2")):
         return "timm has none of PVT, P2T and Semantic FPN"
     if candidate == "transformers" and (model == SEMANTIC_FPN or model.startswith("p2t")):
         return "Transformers has neither P2T nor a Semantic FPN"
     if candidate == "transformers" and model.startswith("pvt-small") and size != 224:
         return "Transformers' PVT fails at other sizes than the 224 pixels of its position embeddings"
+    return None
+
+
+def missing(candidate: str, model: str, size: int) -> str | None:
+    """Why a candidate does not compute a model's forward at a size, None where it does."""
     if "int8" in candidate and model == SEMANTIC_FPN:
         return "only classifiers are quantised"
+    if reason := lacking(candidate, model, size):
+        return reason
     if candidate == "timm compiled" and model not in COMPILED_MODELS:
         return "not timed: each size of each model would compile for a minute"
     if size > CANDIDATES[candidate].largest:

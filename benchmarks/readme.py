@@ -94,13 +94,17 @@ def last_run(benchmark: ModuleType) -> Callable[[], str]:
     return rendered
 
 
-def of_each_processor(table: Callable[[Results], str]) -> str:
-    """A table of `python -m benchmarks` for each processor that it ran on."""
-    return "\n\n".join(f"{origin(results)}:\n\n{table(results)}" for results in load_all())
+def of_each_processor(table: Callable[[Results], str], part: str = "cases") -> str:
+    """A table of a part of the results, for each processor that it was measured on."""
+    return "\n\n".join(f"{origin(results, part)}:\n\n{table(results)}" for results in load_all() if results[part])
 
 
 def speed_tables(table: Callable[..., str], models: Sequence[str], **arguments: str) -> Callable[[], str]:
     return lambda: of_each_processor(lambda results: table(results, models, **arguments))
+
+
+def training_tables(models: Sequence[str]) -> Callable[[], str]:
+    return lambda: of_each_processor(lambda results: training.training_table(results, models), "training")
 
 
 def growth_table() -> str:
@@ -130,13 +134,14 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "serving": speed_tables(time_table, README_MODELS, dtype="bfloat16"),
         "memory": speed_tables(memory_table, README_MODELS),
         "growth": growth_table,
-        "training": last_run(training),
+        "training": training_tables(README_MODELS),
         "detection": last_run(detection),
     },
     ROOT / "docs" / "speed.md": {
         "float32": speed_tables(time_table, MODELS, dtype="float32"),
         "bfloat16": speed_tables(time_table, MODELS, dtype="bfloat16"),
         "memory": speed_tables(memory_table, MODELS),
+        "training": training_tables(MODELS),
     },
     ROOT / "examples" / "README.md": {"training-memory": training_memory_tables},
 }

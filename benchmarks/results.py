@@ -1,8 +1,8 @@
 """What was measured: a file for each processor, into which every run is merged.
 
 `runs` has each run's versions and best products; `cases` has, for each model and "size, batch", the candidates'
-seconds, page faults and extra MiB, a number a round, and the run they are from; `gmacs` has those of one image, for
-each model and size.
+seconds, page faults and extra MiB of a forward, a number a round, and the run they are from, and `training` those of a
+training step; `gmacs` has those of one image, for each model and size.
 """
 
 import json
@@ -27,7 +27,7 @@ def load(processor: dict[str, Any]) -> Results:
     return (
         json.loads(path.read_text())
         if path.exists()
-        else {"processor": processor, "runs": {}, "gmacs": {}, "cases": {}}
+        else {"processor": processor, "runs": {}, "gmacs": {}, "cases": {}, "training": {}}
     )
 
 
@@ -38,9 +38,7 @@ def load_all() -> list[Results]:
 
 def save(results: Results) -> None:
     """Write all, without the runs that later ones have replaced."""
-    used = {
-        measured["run"] for cases in results["cases"].values() for case in cases.values() for measured in case.values()
-    }
+    used = runs_of(results["cases"]) | runs_of(results["training"])
     results["runs"] = {run: about for run, about in results["runs"].items() if run in used}
     path = file_of(results["processor"])
     path.parent.mkdir(exist_ok=True, parents=True)
@@ -49,6 +47,11 @@ def save(results: Results) -> None:
     written = path.with_suffix(".written")
     written.write_text(text + "\n")
     os.replace(written, path)
+
+
+def runs_of(models: dict[str, dict[str, Case]]) -> set[str]:
+    """The runs that numbers are from."""
+    return {measured["run"] for cases in models.values() for case in cases.values() for measured in case.values()}
 
 
 def file_of(processor: dict[str, Any]) -> Path:
@@ -89,5 +92,5 @@ def ratio(case: Case, candidate: str, base: str) -> str:
 
 def limit(results: Results, model: str, size: int, batch: int, dtype: str) -> float:
     """Seconds that a forward's products alone would take at the best rate that any run saw on this processor."""
-    rate = max(run["rates"][dtype] for run in results["runs"].values())
+    rate = max(run["rates"][dtype] for run in results["runs"].values() if "rates" in run)
     return 2e9 * results["gmacs"][model][str(size)] * batch / rate

@@ -6,7 +6,7 @@ from typing import Any
 from .candidates import CANDIDATES, missing
 from .machine import processor_text
 from .models import CASES
-from .results import Results, case_name, limit, median, ratio
+from .results import Results, case_name, limit, median, ratio, runs_of
 
 TITLES = {
     "transformers": "Transformers",
@@ -45,7 +45,10 @@ def time_table(results: Results, models: Iterable[str], dtype: str) -> str:
             continue
         own = median(case, base)
         cells = [f"{1e3 * own:.0f}"]
-        cells += [cell(notes, other, model, size, case, lambda c, name: ratio(c, name, base)) for other in others]
+        cells += [
+            cell(notes, other, missing(other, model, size), case, lambda c, name: ratio(c, name, base))
+            for other in others
+        ]
         lines.append(
             line(f"`{model}`", case_name(size, batch), *cells, f"{own / limit(results, model, size, batch, dtype):.2f}")
         )
@@ -58,17 +61,16 @@ def memory_table(results: Results, models: Iterable[str]) -> str:
     notes, lines = Notes(), header("model", "size, batch", *map(title, names))
     for model, size, batch, case in rows(results, models):
         cells = [
-            cell(notes, name, model, size, case, lambda c, name: f"{median(c, name, 'extra_mib'):.0f}")
+            cell(notes, name, missing(name, model, size), case, lambda c, name: f"{median(c, name, 'extra_mib'):.0f}")
             for name in names
         ]
         lines.append(line(f"`{model}`", case_name(size, batch), *cells))
     return "\n".join([*lines, "", notes.text()]).rstrip()
 
 
-def origin(results: Results) -> str:
-    """Processor and versions of all runs whose numbers are in the tables."""
-    cases = [case for cases in results["cases"].values() for case in cases.values()]
-    runs = {measured["run"] for case in cases for measured in case.values()}
+def origin(results: Results, part: str = "cases") -> str:
+    """Processor and versions of all runs whose numbers are in the tables of a part of the results."""
+    runs = runs_of(results[part])
     versions = {", ".join(f"{k} {v}" for k, v in results["runs"][run]["versions"].items()) for run in runs}
     return f"{processor_text(results['processor'])}; {' and '.join(sorted(versions))}"
 
@@ -81,8 +83,8 @@ def rows(results: Results, models: Iterable[str]) -> Iterable[tuple[str, int, in
                 yield model, size, batch, case
 
 
-def cell(notes: Notes, candidate: str, model: str, size: int, case: dict[str, Any], value: Cell) -> str:
-    reason = missing(candidate, model, size)
+def cell(notes: Notes, candidate: str, reason: str | None, case: dict[str, Any], value: Cell) -> str:
+    """What was measured of a candidate, or, where there is none, a dash and the reason."""
     if reason is None and candidate in case:
         return value(case, candidate)
     return notes.dash(reason or "not measured yet")

@@ -1,102 +1,104 @@
-"""One training step of PVTv2-B2 on the CPU: ours against timm and Transformers.
+"""Training steps on the CPU: ours against timm and Transformers.
 
     python -m benchmarks.training
+    python -m benchmarks.training --models pvt-v2-b0 p2t-small --rounds 5
 
 A step is forward, cross-entropy, backward and AdamW. "ours" is what the scripts in examples/ do, which tell glibc to
 keep large blocks; all others have the heap as it is. Every measurement runs in a fresh process, candidates alternate,
-round after round, and the ratios are medians over the rounds. All have random weights and the same fused AdamW, and
-drop no paths; bfloat16 is autocast. `--cases` measures some cases anew and leaves the others' results.
+round after round. All have random weights and the same fused AdamW, and drop no paths; bfloat16 is autocast. What is
+measured is merged into the results of this processor, as by `python -m benchmarks`.
 """
 
 import argparse
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .machine import machine, memory
-from .results import RESULTS
+from .candidates import lacking, stock_transformers, timm_model
+from .fresh_process import in_fresh_process
+from .machine import memory, processor, processor_text, versions
+from .measuring import page_faults
+from .models import MODELS, SEMANTIC_FPN, ours
+from .results import Results, case_name, load, median, ratio, record, save
+from .tables import Notes, cell, header, line, title
 
-VARIANT = "pvt-v2-b2"
 CANDIDATES = ("ours", "ours, default heap", "timm", "timm channels-last", "transformers")
-# Size, batch, type, and whether activations are computed twice.
-CASES: dict[str, tuple[int, int, str, bool]] = {
-    f"{size}, {batch}, {dtype}{', checkpointing' if checkpointing else ''}": (size, batch, dtype, checkpointing)
-    for size, batch, checkpointing in ((224, 8, False), (512, 1, False), (512, 1, True), (32, 64, False))
-    for dtype in ("float32", "bfloat16")
-}
+DTYPES = ("float32", "bfloat16")
 MIB = 2**20
-SECONDS_OF_SAMPLES, SAMPLES, WARM_UP = 3.0, 3, 2
+SAMPLES, WARM_UP = 3, 2
 
 
-def build(candidate: str, variant: str, checkpointing: bool) -> nn.Module:
-    """A model to train; its output, or the output's `logits`, are (B, 1000)."""
+class Case(NamedTuple):
+    """`checkpointing`: activations are computed twice."""
+
+    size: int
+    batch: int
+    dtype: str
+    checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        return ", ".join([case_name(self.size, self.batch), self.dtype, *["checkpointing"] * self.checkpointing])
+
+
+EVERY_WAY = ((224, 8, False), (512, 1, False), (512, 1, True), (32, 64, False))  # size, batch, checkpointing
+CASES: dict[str, list[Case]] = {model: [Case(224, 8, dtype) for dtype in DTYPES] for model in MODELS} | {
+    "pvt-v2-b2": [Case(size, batch, dtype, again) for size, batch, again in EVERY_WAY for dtype in DTYPES],
+    SEMANTIC_FPN: [Case(512, 1, dtype) for dtype in DTYPES],
+}
+
+
+def build(candidate: str, model: str, checkpointing: bool) -> nn.Module:
+    """A model to train; its output, or the output's `logits`, are (B, classes) or (B, labels, H/4, W/4)."""
     if candidate.startswith("timm"):
-        import timm
-
-        model = timm.create_model(variant.replace("pvt-v2", "pvt_v2").replace("-", "_"))
-        model.set_grad_checkpointing(checkpointing)
-        return model.to(memory_format=torch.channels_last) if "channels-last" in candidate else model
-    import transformers
-
-    import hf_pvt
-
-    config = hf_pvt.variant_config(variant, num_labels=1000, drop_path_rate=0.0)
-    if candidate == "transformers":
-        fields = hf_pvt.VARIANTS[variant].architecture | {"num_labels": 1000, "drop_path_rate": 0.0}
-        model = transformers.PvtV2ForImageClassification(transformers.PvtV2Config(**fields))
-    else:
-        model = hf_pvt.PvtV2ForImageClassification(config)
+        built = timm_model(model)
+        built.set_grad_checkpointing(checkpointing)
+        return built.to(memory_format=torch.channels_last) if "channels-last" in candidate else built
+    built = stock_transformers(model) if candidate == "transformers" else ours(model, drop_path_rate=0.0)
     if checkpointing:
-        model.gradient_checkpointing_enable()
-    return model
+        built.gradient_checkpointing_enable()
+    return built
 
 
-def measure_step(
-    candidate: str, variant: str, size: int, batch: int, dtype: str, checkpointing: bool = False
-) -> dict[str, float]:
+def measure_step(candidate: str, model: str, case: Case, seconds_of_samples: float = 3.0) -> dict[str, float]:
     """Median seconds and page faults of a step, and peak MiB beyond weights, gradients and AdamW's moments.
 
     To be called in a process of its own.
-
-    Args:
-        candidate: of `CANDIDATES`.
-        variant: of PVTv2.
-        dtype: "float32" or "bfloat16".
     """
     if candidate == "ours":
         from examples.training.heap import keep_large_blocks
 
         keep_large_blocks()
     torch.manual_seed(0)
-    model = build(candidate, variant, checkpointing).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    images, labels = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
+    trained = build(candidate, model, case.checkpointing).train()
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4, fused=True)
+    images = torch.randn(case.batch, 3, case.size, case.size)
     if candidate == "timm channels-last":
         images = images.to(memory_format=torch.channels_last)
     before = memory("VmRSS")
     seconds: list[float] = []
     faults = 0
-    while len(seconds) < WARM_UP + SAMPLES or sum(seconds[WARM_UP:]) < SECONDS_OF_SAMPLES:
+    while len(seconds) < WARM_UP + SAMPLES or sum(seconds[WARM_UP:]) < seconds_of_samples:
         faults = page_faults() if len(seconds) == WARM_UP else faults
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            output = model(images)
-            loss = F.cross_entropy(getattr(output, "logits", output).float(), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16"):
+            output = trained(images)
+            logits = getattr(output, "logits", output).float()
+            if logits.dim() == 4:
+                logits = F.interpolate(logits, size=case.size, mode="bilinear")  # (B, labels, H, W)
+            loss = F.cross_entropy(logits, torch.zeros_like(logits[:, 0], dtype=torch.int64))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
     del seconds[:WARM_UP]
-    states = 3 * sum(parameter.nbytes for parameter in model.parameters()) / MIB
+    states = 3 * sum(parameter.nbytes for parameter in trained.parameters()) / MIB
     return {
         "seconds": round(statistics.median(seconds), 5),
         "faults": round((page_faults() - faults) / len(seconds)),
@@ -104,77 +106,64 @@ def measure_step(
     }
 
 
-def page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def run_case(model: str, case: Case, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """The samples of all candidates that train this model, alternating."""
+    samples: dict[str, list[dict[str, float]]] = {
+        name: [] for name in CANDIDATES if not lacking(name, model, case.size)
+    }
+    for _ in range(rounds):
+        for candidate, measured in samples.items():
+            measured.append(in_fresh_process(measure_step, candidate, model, case))
+    return samples
 
 
-def in_fresh_process(candidate: str, case: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.training", "--measure", candidate, case]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def run(rounds: int, cases: list[str]) -> dict[str, Any]:
-    """The last results, with the candidates of these cases measured anew, alternating, `rounds` times."""
-    path = RESULTS / "training.json"
-    results = json.loads(path.read_text()) if path.exists() else {"cases": {}}
-    if results.get("machine") != machine():
-        results = {"machine": machine(), "cases": {}}
-    for case in cases:
-        samples: dict[str, list[dict[str, float]]] = {candidate: [] for candidate in CANDIDATES}
-        for _ in range(rounds):
-            for candidate, measured in samples.items():
-                measured.append(in_fresh_process(candidate, case))
-        results["cases"][case] = samples
-        print(row(case, samples), flush=True)
-    results["cases"] = {case: results["cases"][case] for case in CASES if case in results["cases"]}
-    return results
-
-
-def row(case: str, samples: dict[str, list[dict[str, float]]]) -> str:
-    """One line of the table: our time and page faults, how many times longer the others take, memory."""
-
-    def median(candidate: str, name: str) -> float:
-        return statistics.median(sample[name] for sample in samples[candidate])
-
-    cells = [case, f"{1e3 * median('ours', 'seconds'):.0f}"]
-    for candidate in CANDIDATES[1:]:
-        pairs = zip(samples[candidate], samples["ours"], strict=True)
-        ratios = sorted(theirs["seconds"] / own["seconds"] for theirs, own in pairs)
-        cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
-    cells += [f"{median(candidate, 'faults'):,.0f}" for candidate in CANDIDATES[:3]]
-    cells += [f"{median(candidate, 'extra_mib'):.0f}" for candidate in CANDIDATES[:4]]
-    return f"| {' | '.join(cells)} |"
-
-
-def table(results: dict[str, Any]) -> str:
-    """The Markdown table of a run."""
-    header = ["size, batch, type", "ours, ms", *CANDIDATES[1:]]
-    header += [f"page faults, {candidate}" for candidate in CANDIDATES[:3]]
-    header += [f"MiB, {candidate}" for candidate in CANDIDATES[:4]]
-    rows = [row(case, samples) for case, samples in results["cases"].items()]
-    return "\n".join([f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *rows])
+def training_table(results: Results, models: Iterable[str]) -> str:
+    """Milliseconds of ours, the others' time divided by it, page faults and memory."""
+    with_faults, with_memory = CANDIDATES[:3], CANDIDATES
+    notes, lines = (
+        Notes(),
+        header(
+            "model",
+            "size, batch, type",
+            "ours, ms",
+            *map(title, CANDIDATES[1:]),
+            *(f"page faults, {title(name)}" for name in with_faults),
+            *(f"MiB, {title(name)}" for name in with_memory),
+        ),
+    )
+    for model in models:
+        for case in CASES[model]:
+            measured = results["training"].get(model, {}).get(case.name)
+            if not measured:
+                continue
+            columns = [(name, lambda c, n: ratio(c, n, "ours")) for name in CANDIDATES[1:]]
+            columns += [(name, lambda c, n: f"{median(c, n, 'faults'):,.0f}") for name in with_faults]
+            columns += [(name, lambda c, n: f"{median(c, n, 'extra_mib'):.0f}") for name in with_memory]
+            cells = [cell(notes, name, lacking(name, model, case.size), measured, value) for name, value in columns]
+            lines.append(line(f"`{model}`", case.name, f"{1e3 * median(measured, 'ours'):.0f}", *cells))
+    return "\n".join([*lines, "", notes.text()]).rstrip()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--sizes", nargs="+", type=int, help="Pixels of a side; by default all.")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--measure", nargs=2, metavar=("CANDIDATE", "CASE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        candidate, case = arguments.measure
-        print(json.dumps(measure_step(candidate, VARIANT, *CASES[case])))
-        return
-    results = run(arguments.rounds, arguments.cases)
-    print(f"\n{results['machine']}\n\n{table(results)}")
-    save(results)
 
-
-def save(results: dict[str, Any]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    written = Path(RESULTS / "training.written")
-    written.write_text(json.dumps(results, indent=1) + "\n")
-    written.replace(RESULTS / "training.json")
+    results, run = load(processor()), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    results["runs"][run] = {"versions": versions(), "rounds": arguments.rounds}
+    print(processor_text(results["processor"]))
+    for model in arguments.models:
+        for case in CASES[model]:
+            if arguments.sizes and case.size not in arguments.sizes:
+                continue
+            measured = results["training"].setdefault(model, {}).setdefault(case.name, {})
+            for candidate, samples in run_case(model, case, arguments.rounds).items():
+                record(measured, candidate, run, samples)
+            save(results)
+            numbers = (f"{name} {1e3 * median(measured, name):.0f} ms" for name in CANDIDATES if name in measured)
+            print(f"{model}, {case.name}: {', '.join(numbers)}", flush=True)
 
 
 if __name__ == "__main__":

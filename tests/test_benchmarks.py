@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import nn
 
-from benchmarks import growth, results, runtimes, tables
-from benchmarks.candidates import CANDIDATES, missing, ours_config, timm_model
+from benchmarks import growth, results, runtimes, tables, training
+from benchmarks.candidates import CANDIDATES, lacking, missing, ours_config, timm_model
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.models import CASES, MODELS, SEMANTIC_FPN, gmacs, ours
 from hf_pvt import VARIANTS
@@ -152,6 +152,41 @@ def test_recorded_results() -> None:
                 for candidate, measured in case.items():
                     assert missing(candidate, model, int(name.split(",")[0])) is None
                     assert len(measured["seconds"]) == recorded["runs"][measured["run"]]["rounds"]
+        for model, cases in recorded["training"].items():
+            sizes = {case.name: case.size for case in training.CASES[model]}
+            for name, case in cases.items():
+                for candidate, measured in case.items():
+                    assert candidate in training.CANDIDATES and lacking(candidate, model, sizes[name]) is None
+                    assert len(measured["seconds"]) == recorded["runs"][measured["run"]]["rounds"]
+
+
+@pytest.mark.parametrize("model", ["pvt-v2-b0", "p2t-small", SEMANTIC_FPN])
+def test_training_step(model: str) -> None:
+    """Every model and each of its peers trains; memory is at least the images' activations."""
+    case = training.Case(64, 2, "bfloat16", checkpointing=True)
+    for candidate in training.CANDIDATES:
+        if lacking(candidate, model, case.size) is None:
+            measured = in_fresh_process(training.measure_step, candidate, model, case, 0.0)
+            assert measured["seconds"] > 0 and measured["extra_mib"] > 1
+
+
+def test_training_table(folder: Path) -> None:
+    """A line for each case; the letters say why peers lack one."""
+    measured = results.load(PROCESSOR)
+    measured["runs"]["first"] = RUN
+    case = training.CASES["p2t-small"][0]
+    numbers = measured["training"].setdefault("p2t-small", {}).setdefault(case.name, {})
+    results.record(numbers, "ours", "first", samples(0.5, 0.7))
+    results.record(numbers, "ours, default heap", "first", samples(1.0, 0.7))
+    results.save(measured)
+    (measured,) = results.load_all()
+    header, _, row, _, notes = training.training_table(measured, MODELS).splitlines()
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert cells["size, batch, type"] == "224, 8, float32" and cells["ours, ms"] == "600"
+    assert cells["ours, default heap"] == "1.50 (1.00-2.00)" and cells["page faults, ours"] == "3"
+    assert cells["timm"] == cells["MiB, timm"] == "– (a)" and cells["Transformers"] == "– (b)"
+    assert notes == f"(a) {lacking('timm', 'p2t-small', 224)}; (b) {lacking('transformers', 'p2t-small', 224)}"
+    assert tables.origin(measured, "training").endswith("torch 1.0")
 
 
 def test_runtimes() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,28 +149,58 @@ def in_row_bands(
     """
     batch, count, channels = tokens.shape
     height, width = grid if halo else (count, 1)  # without neighbours any split of the tokens will do
-    rows_per_band = max(1, BAND_BYTES // (width * expanded_dim * tokens.element_size()))
+    bands = row_bands(batch, (height, width), expanded_dim * tokens.element_size(), halo)
     keep_bands_on_the_heap()
-    if batch * height <= rows_per_band:  # all in one, without the views that bands take
+    if len(bands) == 1:  # without the views that several take
         output = contract(expand(tokens, (height, width)))
         return output if onto is None else onto.add_(output)
     rows = tokens.view(batch, height, width, channels)  # (B, H, W, C)
     output = torch.zeros_like(rows) if onto is None else onto.view_as(rows)
-    for images, top, bottom in _bands(batch, height, rows_per_band):
-        first, last = max(top - halo, 0), min(bottom + halo, height)
-        band = rows[images, first:last].flatten(1, 2)  # (b, R*W, C)
-        hidden = expand(band, (last - first, width)).unflatten(1, (last - first, width))  # (b, R, W, E)
-        hidden = hidden[:, top - first : bottom - first].flatten(1, 2)  # (b, R*W, E)
-        output[images, top:bottom] += contract(hidden).unflatten(1, (bottom - top, width))  # (b, R, W, C)
+    for band in bands:
+        hidden = band.keep(expand(band.tokens(rows), band.grid))  # (b, R*W, E)
+        output[band.images, band.rows] += contract(hidden).unflatten(1, (-1, width))  # (b, R, W, C)
     return output.view_as(tokens)  # (B, N, C)
 
 
-def _bands(batch: int, height: int, rows_per_band: int) -> Iterator[tuple[slice, int, int]]:
-    """Groups of whole images where they fit into `rows_per_band` rows, else the rows of one image after another."""
-    images_per_band = max(1, rows_per_band // height)
-    for image in range(0, batch, images_per_band):
-        for top in range(0, height, rows_per_band):
-            yield slice(image, image + images_per_band), top, min(top + rows_per_band, height)
+class RowBand(NamedTuple):
+    """Rows of some images, and `outer`, which are these and their neighbours."""
+
+    images: slice
+    rows: slice
+    outer: slice
+    width: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.outer.stop - self.outer.start, self.width
+
+    def tokens(self, maps: Tensor) -> Tensor:
+        """Those of contiguous maps (B, H, W, C), with their neighbours: (b, R*W, C), a view."""
+        return maps[self.images, self.outer].flatten(1, 2)
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        """Of (b, R*W, E), without the neighbours."""
+        if self.outer == self.rows:
+            return hidden
+        top = self.rows.start - self.outer.start
+        return hidden.unflatten(1, self.grid)[:, top : top + self.rows.stop - self.rows.start].flatten(1, 2)
+
+
+def row_bands(batch: int, grid: tuple[int, int], token_bytes: int, halo: int) -> list[RowBand]:
+    """Groups of whole images where they fit into `BAND_BYTES`, else the rows of one image after another."""
+    height, width = grid
+    rows = max(1, BAND_BYTES // (width * token_bytes))
+    images = max(1, rows // height)
+    return [
+        RowBand(
+            slice(image, min(image + images, batch)),
+            slice(top, min(top + rows, height)),
+            slice(max(top - halo, 0), min(top + rows + halo, height)),
+            width,
+        )
+        for image in range(0, batch, images)
+        for top in range(0, height, rows)
+    ]
 
 
 @cache

@@ -14,7 +14,8 @@ Legend: B batch, H x W grid, N = H*W tokens, M keys, C channels, E expanded chan
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,21 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
 from .cpu_attention import has_products
-from .cpu_inference import as_convolution, column_map, has_enough_tokens, is_eager, is_unwatched
+from .cpu_inference import (
+    RowBand,
+    as_convolution,
+    column_map,
+    has_enough_tokens,
+    in_row_bands,
+    is_eager,
+    is_unwatched,
+    row_bands,
+)
 from .cpu_inference import linear as inference_linear
 
-# Expanded activation that is computed at once, in bytes, where an image has no more.
-CHUNK_BYTES = 8 * 2**20
+if TYPE_CHECKING:
+    from .layers import FeedForward
+
 # Of an attention that is written out: four times the dimension of a head in all published variants.
 MOST_KEYS = 256
 
@@ -80,68 +91,76 @@ def gains_written_out(key: Tensor) -> bool:
     )
 
 
-def feed_forward(
-    dense1: nn.Linear, spread: Callable[..., Tensor], filters: Sequence[Tensor], dense2: nn.Linear, tokens: Tensor
-) -> Tensor:
-    """`dense2(spread(dense1(tokens), *filters))`, (B, N, C) -> (B, N, C), of which `dense1`'s output is kept.
+def feed_forward(layer: "FeedForward", tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`layer.dense2(layer.spread(grid, layer.dense1(tokens), *layer.filters()))`, (B, N, C) -> (B, N, C).
 
-    `spread` gives (B, N, E), and treats images independently of each other. Under autocast all are cast as usual.
+    Only the tokens are kept. Under autocast all are cast as usual.
     """
-    tensors = (tokens, dense1.weight, dense1.bias, dense2.weight, dense2.bias, *filters)
+    linears = (layer.dense1.weight, layer.dense1.bias, layer.dense2.weight, layer.dense2.bias)
+    tensors = (tokens, *linears, *layer.filters())
     if torch.is_autocast_enabled("cpu"):
         tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
-    images_at_once = max(1, CHUNK_BYTES // (tokens.shape[1] * dense1.out_features * tensors[0].element_size()))
-    return _FeedForward.apply(spread, images_at_once, *tensors)
+    if layer.halo == 0:  # as in inference, and PVT's class token has no place in a grid
+        grid = tokens.shape[1], 1
+    return _FeedForward.apply(layer.spread, grid, layer.halo, *tensors)
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spread: Callable[..., Tensor], images_at_once: int, *tensors: Tensor) -> Tensor:
-        ctx.spread, ctx.images_at_once = spread, images_at_once
+    def forward(ctx: Any, spread: Callable[..., Tensor], grid: tuple[int, int], halo: int, *tensors: Tensor) -> Tensor:
+        ctx.spread, ctx.grid, ctx.halo = spread, grid, halo
+        ctx.save_for_backward(*tensors)
         tokens, weight1, bias1, weight2, bias2, *filters = tensors
-        kept, outputs = [], []
         with torch.autocast("cpu", enabled=False):
-            for part in tokens.split(images_at_once):
-                kept.append(product(part, weight1, bias1))  # (b, N, E)
-                outputs.append(product(spread(kept[-1], *filters), weight2, bias2))  # (b, N, C)
-        ctx.save_for_backward(*tensors, *kept)
-        return torch.cat(outputs)
+            return in_row_bands(
+                lambda band, grid: spread(grid, product(band, weight1, bias1), *filters),
+                lambda hidden: product(hidden, weight2, bias2),
+                tokens,
+                grid,
+                len(weight1),
+                halo,
+            )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
-        saved = ctx.saved_tensors  # once: checkpointing computes them for this one look
-        tensors, kept = saved[: len(needed)], saved[len(needed) :]
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled():  # for a second derivative
-                return None, None, *_differentiable_gradients(ctx.spread, tensors, gradient, needed)
-            tokens, *parameters = tensors
-            parts = zip(tokens.split(ctx.images_at_once), kept, gradient.split(ctx.images_at_once), strict=True)
-            of_tokens: list[Tensor] = []
-            sums: list[Tensor] = []
-            for part, hidden, of_output in parts:
-                of_part, *others = _gradients(ctx.spread, part, hidden, parameters, of_output.contiguous())
-                of_tokens.append(of_part)
-                # In float32 at least, as one product over all images would add.
-                sums = list(map(Tensor.add_, sums, others)) if sums else list(map(_not_half, others))
-        found = [torch.cat(of_tokens), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))]
-        return None, None, *(tensor if need else None for tensor, need in zip(found, needed, strict=True))
+                found: Sequence[Tensor | None] = _differentiable_gradients(
+                    partial(ctx.spread, ctx.grid), tensors, gradient, needed
+                )
+            else:
+                found = _banded_gradients(ctx.spread, ctx.grid, ctx.halo, tensors, gradient)
+        return None, None, None, *(tensor if need else None for tensor, need in zip(found, needed, strict=True))
 
 
-def _not_half(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def _banded_gradients(
+    spread: Callable[..., Tensor], grid: tuple[int, int], halo: int, tensors: Sequence[Tensor], gradient: Tensor
+) -> list[Tensor]:
+    """Those of all tensors: each band of rows is computed anew, and adds what its outputs make of its inputs."""
+    tokens, *parameters = tensors
+    rows, of_outputs = (tensor.contiguous().view(len(tokens), *grid, -1) for tensor in (tokens, gradient))
+    of_rows = torch.zeros_like(rows)  # (B, H, W, C)
+    # In float32 at least, as one product over all tokens would add.
+    sums = [torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in parameters]
+    for band in row_bands(len(tokens), grid, len(parameters[0]) * tokens.element_size(), halo):
+        of_band, *others = _gradients(spread, band, band.tokens(rows), parameters, of_outputs[band.images, band.rows])
+        of_rows[band.images, band.outer] += of_band.unflatten(1, band.grid)
+        for total, other in zip(sums, others, strict=True):
+            total += other
+    return [of_rows.view_as(tokens), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))]
 
 
 def _gradients(
-    spread: Callable[..., Tensor], tokens: Tensor, hidden: Tensor, parameters: Sequence[Tensor], of_output: Tensor
+    spread: Callable[..., Tensor], band: RowBand, tokens: Tensor, parameters: Sequence[Tensor], of_outputs: Tensor
 ) -> list[Tensor]:
-    """Those of some images: of the tokens, of both linears and of the filters."""
-    weight1, _, weight2, _, *filters = parameters
+    """Those of a band: of its tokens (b, R*W, C), neighbours included, of both linears and of the filters."""
+    weight1, bias1, weight2, _, *filters = parameters
     with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in (hidden, *filters)]
-        expanded = spread(*leaves)  # (b, N, E)
+        leaves = [tensor.detach().requires_grad_() for tensor in (product(tokens, weight1, bias1), *filters)]
+        expanded = band.keep(spread(band.grid, *leaves))  # (b, R*W, E)
     edge, expanded = get_gradient_edge(expanded), expanded.detach()
-    of_expanded, *of_dense2 = _product_gradients(of_output, expanded, weight2)
+    of_expanded, *of_dense2 = _product_gradients(of_outputs.flatten(1, 2), expanded, weight2)
     del expanded  # before the others of its size come: the edge holds the graph without it
     of_hidden, *of_filters = torch.autograd.grad(edge, leaves, of_expanded)
     of_tokens, *of_dense1 = _product_gradients(of_hidden, tokens, weight1)

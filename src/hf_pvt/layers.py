@@ -220,6 +220,8 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        if torch.is_grad_enabled() and self._is_plain_training(tokens):
+            return feed_forward(self, tokens, grid)
         if self.is_banded(tokens):
             return self.in_bands(tokens, grid)
         return self.contract(self.expand(tokens, grid))
@@ -243,6 +245,22 @@ class FeedForward(nn.Module):
         """(B, N, E) -> (B, N, C)."""
         return self.dropout(linear(self.dense2, self.dropout(hidden)))
 
+    def filters(self) -> tuple[Tensor, ...]:
+        """The parameters between the linears."""
+        return ()
+
+    def spread(self, grid: Grid, hidden: Tensor, *filters: Tensor) -> Tensor:
+        """What `expand` makes of the first linear's output (B, N, E), with these filters: for training."""
+        return self.activation(hidden)
+
+    def _is_plain_training(self, tokens: Tensor) -> bool:
+        return (
+            type(self.dense1) is type(self.dense2) is nn.Linear
+            and not (self.training and self.dropout.p > 0)
+            and len([*self.parameters()]) == 4 + len(self.filters())  # others, as of PReLU, would get no gradient
+            and is_plain_training(tokens, self)
+        )
+
 
 class ConvFeedForward(FeedForward):
     """Linear, inner activation, depthwise 3x3, activation, linear (PVTv2, "Convolutional feed-forward")."""
@@ -256,29 +274,21 @@ class ConvFeedForward(FeedForward):
         self.inner_activation = inner_activation
         self.dwconv = DepthwiseConv(expanded_dim)
 
-    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
-        if not (torch.is_grad_enabled() and self._is_plain_training(tokens)):
-            return super().forward(tokens, grid)
-        filters = tuple(self.dwconv.dwconv.parameters())  # weight and bias
-        return feed_forward(self.dense1, partial(self._spread, grid), filters, self.dense2, tokens)
-
     def expand(self, tokens: Tensor, grid: Grid, activate: Activate = nn.Module.__call__) -> Tensor:
         hidden = activate(self.inner_activation, linear(self.dense1, tokens))  # (B, N, E)
         return activate(self.activation, self.dwconv(hidden, grid))  # (B, N, E)
 
-    def _is_plain_training(self, tokens: Tensor) -> bool:
-        return (
-            type(self.dense1) is type(self.dense2) is nn.Linear
-            and type(self.dwconv.dwconv) is nn.Conv2d
-            and not (self.training and self.dropout.p > 0)
-            and is_plain_training(tokens, self)
-        )
+    def filters(self) -> tuple[Tensor, ...]:
+        return tuple(self.dwconv.dwconv.parameters())  # weight and bias
 
-    def _spread(self, grid: Grid, hidden: Tensor, filters: Tensor, bias: Tensor) -> Tensor:
-        """What `expand` makes of the first linear's output (B, N, E), with the depthwise convolution's parameters."""
+    def spread(self, grid: Grid, hidden: Tensor, *filters: Tensor) -> Tensor:
+        weight, bias = filters
         feature_map = tokens_to_map(self.inner_activation(hidden), grid)
-        feature_map = F.conv2d(feature_map, filters, bias, padding=1, groups=filters.shape[0])  # (B, E, H, W)
+        feature_map = F.conv2d(feature_map, weight, bias, padding=1, groups=len(weight))  # (B, E, H, W)
         return self.activation(map_to_tokens(feature_map))  # (B, N, E)
+
+    def _is_plain_training(self, tokens: Tensor) -> bool:
+        return type(self.dwconv.dwconv) is nn.Conv2d and super()._is_plain_training(tokens)
 
 
 class DepthwiseConv(nn.Module):
