@@ -149,7 +149,7 @@ def in_row_bands(
     """
     batch, count, channels = tokens.shape
     height, width = grid if halo else (count, 1)  # without neighbours any split of the tokens will do
-    bands = row_bands(batch, (height, width), expanded_dim * tokens.element_size(), halo)
+    bands = row_bands(batch, (height, width), expanded_dim * tokens.element_size(), halo, BAND_BYTES)
     keep_bands_on_the_heap()
     if len(bands) == 1:  # without the views that several take
         output = contract(expand(tokens, (height, width)))
@@ -186,10 +186,10 @@ class RowBand(NamedTuple):
         return hidden.unflatten(1, self.grid)[:, top : top + self.rows.stop - self.rows.start].flatten(1, 2)
 
 
-def row_bands(batch: int, grid: tuple[int, int], token_bytes: int, halo: int) -> list[RowBand]:
-    """Groups of whole images where they fit into `BAND_BYTES`, else the rows of one image after another."""
+def row_bands(batch: int, grid: tuple[int, int], token_bytes: int, halo: int, band_bytes: int) -> list[RowBand]:
+    """Groups of whole images where they fit into `band_bytes`, else the rows of one image after another."""
     height, width = grid
-    rows = max(1, BAND_BYTES // (width * token_bytes))
+    rows = max(1, band_bytes // (width * token_bytes))
     images = max(1, rows // height)
     return [
         RowBand(

@@ -15,6 +15,7 @@ Legend: B batch, H x W grid, N = H*W tokens, M keys, C channels, E expanded chan
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,11 +26,11 @@ from torch.nn import functional as F
 
 from .cpu_attention import has_products
 from .cpu_inference import (
+    BAND_BYTES,
     RowBand,
     as_convolution,
     column_map,
     has_enough_tokens,
-    in_row_bands,
     is_eager,
     is_unwatched,
     row_bands,
@@ -39,8 +40,13 @@ from .cpu_inference import linear as inference_linear
 if TYPE_CHECKING:
     from .layers import FeedForward
 
+# Expanded activation of one image, in bytes, up to which it is kept for the backward.
+KEPT_BYTES = 8 * 2**20
 # Of an attention that is written out: four times the dimension of a head in all published variants.
 MOST_KEYS = 256
+
+# What a feed-forward does between its linears, for a grid, (B, N, E) and its filters.
+Spread = Callable[..., Tensor]
 
 
 def is_plain_training(tokens: Tensor, module: nn.Module) -> bool:
@@ -94,7 +100,7 @@ def gains_written_out(key: Tensor) -> bool:
 def feed_forward(layer: "FeedForward", tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """`layer.dense2(layer.spread(grid, layer.dense1(tokens), *layer.filters()))`, (B, N, C) -> (B, N, C).
 
-    Only the tokens are kept. Under autocast all are cast as usual.
+    Under autocast all are cast as usual.
     """
     linears = (layer.dense1.weight, layer.dense1.bias, layer.dense2.weight, layer.dense2.bias)
     tensors = (tokens, *linears, *layer.filters())
@@ -102,65 +108,85 @@ def feed_forward(layer: "FeedForward", tokens: Tensor, grid: tuple[int, int]) ->
         tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
     if layer.halo == 0:  # as in inference, and PVT's class token has no place in a grid
         grid = tokens.shape[1], 1
-    return _FeedForward.apply(layer.spread, grid, layer.halo, *tensors)
+    token_bytes = layer.dense1.out_features * tensors[0].element_size()
+    keeps = tokens.shape[1] * token_bytes <= KEPT_BYTES
+    bands = row_bands(len(tokens), grid, token_bytes, layer.halo, KEPT_BYTES if keeps else BAND_BYTES)
+    return _FeedForward.apply(layer.spread, grid, bands, keeps, *tensors)
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spread: Callable[..., Tensor], grid: tuple[int, int], halo: int, *tensors: Tensor) -> Tensor:
-        ctx.spread, ctx.grid, ctx.halo = spread, grid, halo
-        ctx.save_for_backward(*tensors)
+    def forward(
+        ctx: Any, spread: Spread, grid: tuple[int, int], bands: list[RowBand], keeps: bool, *tensors: Tensor
+    ) -> Tensor:
+        ctx.spread, ctx.grid, ctx.bands = spread, grid, bands
         tokens, weight1, bias1, weight2, bias2, *filters = tensors
+        maps, kept = tokens.unflatten(1, grid), []  # (B, H, W, C)
+        output = torch.empty_like(maps)
         with torch.autocast("cpu", enabled=False):
-            return in_row_bands(
-                lambda band, grid: spread(grid, product(band, weight1, bias1), *filters),
-                lambda hidden: product(hidden, weight2, bias2),
-                tokens,
-                grid,
-                len(weight1),
-                halo,
-            )
+            for band in bands:
+                hidden = product(band.tokens(maps), weight1, bias1)  # (b, R*W, E)
+                kept += [hidden] * keeps
+                expanded = band.keep(spread(band.grid, hidden, *filters))
+                output[band.images, band.rows] = product(expanded, weight2, bias2).unflatten(1, (-1, grid[1]))
+        ctx.save_for_backward(*tensors, *kept)
+        return output.view_as(tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4:]
+        saved = ctx.saved_tensors  # once: checkpointing computes them for this one look
+        tensors, kept = saved[: len(needed)], saved[len(needed) :]
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled():  # for a second derivative
                 found: Sequence[Tensor | None] = _differentiable_gradients(
                     partial(ctx.spread, ctx.grid), tensors, gradient, needed
                 )
             else:
-                found = _banded_gradients(ctx.spread, ctx.grid, ctx.halo, tensors, gradient)
-        return None, None, None, *(tensor if need else None for tensor, need in zip(found, needed, strict=True))
+                found = _banded_gradients(ctx.spread, ctx.grid, ctx.bands, tensors, kept, gradient)
+        return None, None, None, None, *(tensor if need else None for tensor, need in zip(found, needed, strict=True))
 
 
 def _banded_gradients(
-    spread: Callable[..., Tensor], grid: tuple[int, int], halo: int, tensors: Sequence[Tensor], gradient: Tensor
+    spread: Spread,
+    grid: tuple[int, int],
+    bands: Sequence[RowBand],
+    tensors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    gradient: Tensor,
 ) -> list[Tensor]:
-    """Those of all tensors: each band of rows is computed anew, and adds what its outputs make of its inputs."""
+    """Those of all tensors: each band adds what its outputs make of its inputs, neighbours included."""
     tokens, *parameters = tensors
-    rows, of_outputs = (tensor.contiguous().view(len(tokens), *grid, -1) for tensor in (tokens, gradient))
-    of_rows = torch.zeros_like(rows)  # (B, H, W, C)
+    maps, of_outputs = tokens.unflatten(1, grid), gradient.contiguous().unflatten(1, grid)  # (B, H, W, C)
+    of_inputs = torch.zeros_like(maps)
     # In float32 at least, as one product over all tokens would add.
     sums = [torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in parameters]
-    for band in row_bands(len(tokens), grid, len(parameters[0]) * tokens.element_size(), halo):
-        of_band, *others = _gradients(spread, band, band.tokens(rows), parameters, of_outputs[band.images, band.rows])
-        of_rows[band.images, band.outer] += of_band.unflatten(1, band.grid)
+    for band, hidden in zip_longest(bands, kept):
+        of_outer, *others = _gradients(
+            spread, band, band.tokens(maps), hidden, parameters, of_outputs[band.images, band.rows].flatten(1, 2)
+        )
+        of_inputs[band.images, band.outer] += of_outer.unflatten(1, band.grid)
         for total, other in zip(sums, others, strict=True):
             total += other
-    return [of_rows.view_as(tokens), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))]
+    return [of_inputs.view_as(tokens), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))]
 
 
 def _gradients(
-    spread: Callable[..., Tensor], band: RowBand, tokens: Tensor, parameters: Sequence[Tensor], of_outputs: Tensor
+    spread: Spread,
+    band: RowBand,
+    tokens: Tensor,
+    hidden: Tensor | None,
+    parameters: Sequence[Tensor],
+    of_output: Tensor,
 ) -> list[Tensor]:
     """Those of a band: of its tokens (b, R*W, C), neighbours included, of both linears and of the filters."""
     weight1, bias1, weight2, _, *filters = parameters
     with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in (product(tokens, weight1, bias1), *filters)]
-        expanded = band.keep(spread(band.grid, *leaves))  # (b, R*W, E)
+        hidden = product(tokens, weight1, bias1) if hidden is None else hidden  # (b, R*W, E)
+        leaves = [tensor.detach().requires_grad_() for tensor in (hidden, *filters)]
+        expanded = band.keep(spread(band.grid, *leaves))
     edge, expanded = get_gradient_edge(expanded), expanded.detach()
-    of_expanded, *of_dense2 = _product_gradients(of_outputs.flatten(1, 2), expanded, weight2)
+    of_expanded, *of_dense2 = _product_gradients(of_output, expanded, weight2)
     del expanded  # before the others of its size come: the edge holds the graph without it
     of_hidden, *of_filters = torch.autograd.grad(edge, leaves, of_expanded)
     of_tokens, *of_dense1 = _product_gradients(of_hidden, tokens, weight1)
