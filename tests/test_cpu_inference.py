@@ -426,8 +426,9 @@ def test_the_expanded_activation_is_never_held_whole(
     family: str, batch: int, bands: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the fast paths nothing is larger than the images themselves."""
-    for module in (cpu_inference, cpu_attention):
+    for module in (cpu_inference, cpu_attention, cpu_training):
         monkeypatch.setattr(module, "BAND_BYTES", 2**16)
+    monkeypatch.setattr(cpu_training, "KEPT_BYTES", 2**16)
     monkeypatch.setattr(cpu_inference, "LARGEST_HEAP_BLOCK", 2**16)  # never touched, so it takes no memory
     model = FAMILY[family].model(FAMILY[family].tiny_config(mlp_ratios=(8, 8, 8, 8), depths=(1, 1, 1, 1))).eval()
     pixel_values = images(batch, 3, 256, 256)

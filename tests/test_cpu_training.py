@@ -41,7 +41,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return function(*args)
 
     monkeypatch.setattr(layers, "feed_forward", spy)
-    monkeypatch.setattr(cpu_inference, "BAND_BYTES", 1)
+    monkeypatch.setattr(cpu_training, "BAND_BYTES", 1)
+    monkeypatch.setattr(cpu_training, "KEPT_BYTES", 1)
     monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", 1)
     return calls
 
@@ -80,10 +81,18 @@ def largest_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
     )
 
 
+@pytest.mark.parametrize("kept_bytes", [1, 2**30], ids=["rows", "images"])
 @pytest.mark.parametrize("size", [(64, 64), (45, 70)], ids=str)
 @pytest.mark.parametrize("family", FAMILY)
-def test_gradients(family: str, size: tuple[int, int], taken: list[tuple[int, ...]]) -> None:
+def test_gradients(
+    family: str,
+    size: tuple[int, int],
+    kept_bytes: int,
+    taken: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """In float64 the ordinary path's to the last digits, in float32 to 1e-5 of them; so is a batch of one image."""
+    monkeypatch.setattr(cpu_training, "KEPT_BYTES", kept_bytes)
     model, images = tiny(family), torch.randn(BATCH, 3, *size)
     double = copy.deepcopy(model).double()
     for batch in (images, images[:1]):
@@ -127,13 +136,15 @@ def test_first_and_second_derivative(taken: list[tuple[int, ...]]) -> None:
     assert taken
 
 
-def test_what_is_kept(taken: list[tuple[int, ...]]) -> None:
-    """The tokens alone; the ordinary path keeps four expanded activations besides."""
+@pytest.mark.parametrize("kept_bytes", [1, 4 * GRID[0] * GRID[1] * EXPANDED], ids=["rows", "images"])
+def test_what_is_kept(kept_bytes: int, taken: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens, and of small images one expanded activation; the ordinary path keeps four of any."""
+    monkeypatch.setattr(cpu_training, "KEPT_BYTES", kept_bytes)
     module, tokens = feed_forward(torch.float32)
     narrow, wide = (4 * BATCH * GRID[0] * GRID[1] * dim for dim in (CHANNELS, EXPANDED))
     with saved_storages(module) as kept:
         output = module(tokens, GRID)
-    assert [*kept.values()] == [narrow]
+    assert sorted(kept.values()) == sorted([narrow, *BATCH * [wide // BATCH] * (kept_bytes > 1)])
     assert output.requires_grad and taken == [(BATCH, GRID[0] * GRID[1], CHANNELS)]
     with saved_storages(module) as kept:
         output = watched(module)(tokens, GRID)

@@ -1,10 +1,11 @@
-"""What trains on a CPU sooner and in less memory: linears, convolutional feed-forwards, attention in bfloat16.
+"""What trains on a CPU sooner and in less memory: linears, feed-forwards, attention in bfloat16.
 
 1. A linear over channels-last tokens is a 1x1 convolution, as in inference (`cpu_inference`), and so are both products
    of its backward. On AMD that halves the time of float32's linears, which are two thirds of a step.
-2. A convolutional feed-forward keeps three expanded activations for its backward, P2T's four: most of what a step
-   keeps. `feed_forward` keeps one, the first linear's output, and computes the rest anew, a few images at a time, so
-   that it stays in the cache. The peak beyond weights and optimizer falls by two fifths, the time rises by up to 6%.
+2. A feed-forward keeps two expanded activations for its backward, a convolutional one three, P2T's four: most of what a
+   step keeps. `feed_forward` keeps one, the first linear's output, and of large images none. It computes the rest anew
+   in bands of images or rows that stay in the cache, as in inference. At 512 pixels with checkpointing the peak beyond
+   weights and optimizer falls by two fifths in float32, and the time rises by a twentieth.
 3. In bfloat16 PyTorch's fused attention is slow, its backward above all: written out, a step is a tenth faster.
 
 `python -m benchmarks.training` measures the whole. What is not plain (compilation, export, hooks, wrapped or quantised
