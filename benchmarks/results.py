@@ -81,12 +81,14 @@ def median(case: Case, candidate: str, name: str = "seconds") -> float:
 def ratio(case: Case, candidate: str, base: str) -> str:
     """A candidate's time divided by another's: median of the rounds and range, as they alternated.
 
-    Of two runs, the medians' ratio without a range.
+    Of two runs the medians' ratio; without a range then, and of a single round.
     """
     if case[candidate]["run"] != case[base]["run"]:
         return f"{median(case, candidate) / median(case, base):.2f}"
     pairs = zip(case[candidate]["seconds"], case[base]["seconds"], strict=True)
     ratios = sorted(theirs / own for theirs, own in pairs)
+    if len(ratios) == 1:
+        return f"{ratios[0]:.2f}"
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
 
 

@@ -120,17 +120,10 @@ def run_case(model: str, case: Case, rounds: int) -> dict[str, list[dict[str, fl
 def training_table(results: Results, models: Iterable[str]) -> str:
     """Milliseconds of ours, the others' time divided by it, page faults and memory."""
     with_faults, with_memory = CANDIDATES[:3], CANDIDATES
-    notes, lines = (
-        Notes(),
-        header(
-            "model",
-            "size, batch, type",
-            "ours, ms",
-            *map(title, CANDIDATES[1:]),
-            *(f"page faults, {title(name)}" for name in with_faults),
-            *(f"MiB, {title(name)}" for name in with_memory),
-        ),
-    )
+    titles = ["model", "size, batch, type", "ours, ms", *map(title, CANDIDATES[1:])]
+    titles += [f"page faults, {title(name)}" for name in with_faults]
+    titles += [f"MiB, {title(name)}" for name in with_memory]
+    notes, lines = Notes(), header(*titles)
     for model in models:
         for case in CASES[model]:
             measured = results["training"].get(model, {}).get(case.name)

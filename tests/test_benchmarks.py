@@ -104,11 +104,13 @@ def test_merging(folder: Path) -> None:
 
 
 def test_ratios(folder: Path) -> None:
-    """Rounds are paired within a run; of two runs there is no range."""
+    """Rounds are paired within a run; of two runs, and of one round, there is no range."""
     case = results.case_of(filled(), "pvt-v2-b0", 224, 1)
     assert results.ratio(case, "onnxruntime", "packed") == "1.75 (1.50-2.00)"
     results.record(case, "onnxruntime", "second", samples(0.03))
     assert results.ratio(case, "onnxruntime", "packed") == "2.00"
+    results.record(case, "packed", "second", samples(0.02))
+    assert results.ratio(case, "onnxruntime", "packed") == "1.50"
 
 
 def test_tables(folder: Path) -> None:
