@@ -93,11 +93,12 @@ class Page:
             )
         self.on(self.overlay.select, self.isolate, [self.segmentation], [self.overlay, self.segmentation])
         looked_at = [self.model, self.screen, self.stage, self.block, self.head]
-        self.on(self.clicked.select, self.attend_to_click, looked_at, [self.attention, self.point])
-        self.on(self.stage.input, self.choose_stage, [self.model, self.stage], [self.block, self.head]).then(
-            self.safely(self.attend, [self.attention]), [*looked_at, self.point], [self.attention, self.message],
-            **ONE_AT_A_TIME,
-        )  # fmt: skip
+        # Drawn as an event of its own: what is looked at is read when the choice before it, of a stage, has arrived.
+        for choice in (
+            self.on(self.clicked.select, self.choose_point, [], [self.point]),
+            self.on(self.stage.input, self.choose_stage, [self.model, self.stage], [self.block, self.head]),
+        ):
+            self.on(choice.then, self.attend, [*looked_at, self.point], [self.attention])
         for choice in (self.block, self.head):
             self.on(choice.input, self.attend, [*looked_at, self.point], [self.attention])
         self.on(self.blocks.load, self.answer, question, [*answers, *inside])
@@ -186,11 +187,8 @@ class Page:
             self.head: gr.Dropdown([MEAN, *range(1, heads + 1)], value=MEAN),
         }
 
-    def attend_to_click(
-        self, name: str, screen: Image.Image, stage: int, block: int, head: Any, event: gr.SelectData
-    ) -> Update:
-        point = tuple(event.index)
-        return self.attend(name, screen, stage, block, head, point) | {self.point: point}
+    def choose_point(self, event: gr.SelectData) -> Update:
+        return {self.point: tuple(event.index)}
 
     def attend(self, name: str, screen: Image.Image | None, stage: int, block: int, head: Any, point: Any) -> Update:
         """The attention of a point of the photograph at the screen's size."""
