@@ -16,7 +16,6 @@ Legend: B batch, H x W grid, N = H*W tokens, M keys, C channels, E expanded chan
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,29 +121,27 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:
         ctx.spread, ctx.grid, ctx.bands = spread, grid, bands
         tokens, weight1, bias1, weight2, bias2, *filters = tensors
-        maps, kept = tokens.unflatten(1, grid), []  # (B, H, W, C)
+        maps = tokens.unflatten(1, grid)  # (B, H, W, C)
         output = torch.empty_like(maps)
         with torch.autocast("cpu", enabled=False):
+            hidden = product(tokens, weight1, bias1) if keeps else None  # (B, N, E)
             for band in bands:
-                hidden = product(band.tokens(maps), weight1, bias1)  # (b, R*W, E)
-                kept += [hidden] * keeps
-                expanded = band.keep(spread(band.grid, hidden, *filters))
+                expanded = band.keep(spread(band.grid, _expand(band, maps, hidden, weight1, bias1), *filters))
                 output[band.images, band.rows] = product(expanded, weight2, bias2).unflatten(1, (-1, grid[1]))
-        ctx.save_for_backward(*tensors, *kept)
+        ctx.save_for_backward(*tensors, hidden)
         return output.view_as(tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[4:]
-        saved = ctx.saved_tensors  # once: checkpointing computes them for this one look
-        tensors, kept = saved[: len(needed)], saved[len(needed) :]
+        *tensors, hidden = ctx.saved_tensors  # once: checkpointing computes them for this one look
         with torch.autocast("cpu", enabled=False):
             if torch.is_grad_enabled():  # for a second derivative
                 found: Sequence[Tensor | None] = _differentiable_gradients(
                     partial(ctx.spread, ctx.grid), tensors, gradient, needed
                 )
             else:
-                found = _banded_gradients(ctx.spread, ctx.grid, ctx.bands, tensors, kept, gradient)
+                found = _banded_gradients(ctx.spread, ctx.grid, ctx.bands, tensors, hidden, gradient)
         return None, None, None, None, *(tensor if need else None for tensor, need in zip(found, needed, strict=True))
 
 
@@ -153,7 +150,7 @@ def _banded_gradients(
     grid: tuple[int, int],
     bands: Sequence[RowBand],
     tensors: Sequence[Tensor],
-    kept: Sequence[Tensor],
+    hidden: Tensor | None,
     gradient: Tensor,
 ) -> list[Tensor]:
     """Those of all tensors: each band adds what its outputs make of its inputs, neighbours included."""
@@ -162,10 +159,8 @@ def _banded_gradients(
     of_inputs = torch.zeros_like(maps)
     # In float32 at least, as one product over all tokens would add.
     sums = [torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in parameters]
-    for band, hidden in zip_longest(bands, kept):
-        of_outer, *others = _gradients(
-            spread, band, band.tokens(maps), hidden, parameters, of_outputs[band.images, band.rows].flatten(1, 2)
-        )
+    for band in bands:
+        of_outer, *others = _gradients(spread, band, maps, hidden, parameters, of_outputs)
         of_inputs[band.images, band.outer] += of_outer.unflatten(1, band.grid)
         for total, other in zip(sums, others, strict=True):
             total += other
@@ -173,25 +168,28 @@ def _banded_gradients(
 
 
 def _gradients(
-    spread: Spread,
-    band: RowBand,
-    tokens: Tensor,
-    hidden: Tensor | None,
-    parameters: Sequence[Tensor],
-    of_output: Tensor,
+    spread: Spread, band: RowBand, maps: Tensor, hidden: Tensor | None, parameters: Sequence[Tensor], of_outputs: Tensor
 ) -> list[Tensor]:
     """Those of a band: of its tokens (b, R*W, C), neighbours included, of both linears and of the filters."""
     weight1, bias1, weight2, _, *filters = parameters
     with torch.enable_grad():
-        hidden = product(tokens, weight1, bias1) if hidden is None else hidden  # (b, R*W, E)
-        leaves = [tensor.detach().requires_grad_() for tensor in (hidden, *filters)]
+        expanded = _expand(band, maps, hidden, weight1, bias1)
+        leaves = [tensor.detach().requires_grad_() for tensor in (expanded, *filters)]
         expanded = band.keep(spread(band.grid, *leaves))
     edge, expanded = get_gradient_edge(expanded), expanded.detach()
+    of_output = of_outputs[band.images, band.rows].flatten(1, 2)
     of_expanded, *of_dense2 = _product_gradients(of_output, expanded, weight2)
     del expanded  # before the others of its size come: the edge holds the graph without it
     of_hidden, *of_filters = torch.autograd.grad(edge, leaves, of_expanded)
-    of_tokens, *of_dense1 = _product_gradients(of_hidden, tokens, weight1)
+    of_tokens, *of_dense1 = _product_gradients(of_hidden, band.tokens(maps), weight1)
     return [of_tokens, *of_dense1, *of_dense2, *of_filters]
+
+
+def _expand(band: RowBand, maps: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """The first linear's output (b, R*W, E) of a band: out of that of all tokens (B, N, E) where this was kept."""
+    if hidden is None:
+        return product(band.tokens(maps), weight, bias)
+    return band.tokens(hidden.view(*maps.shape[:3], -1))
 
 
 def _product_gradients(gradient: Tensor, tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
