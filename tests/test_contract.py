@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PvtImageProcessor, pipeline
 
 import hf_pvt
-from hf_pvt.layers import ConvFeedForward, DropPath, FeedForward
+from hf_pvt.feed_forward import ConvFeedForward, FeedForward
+from hf_pvt.layers import DropPath
 
 ROLES = ("model", "classifier", "backbone", "segmenter")
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))

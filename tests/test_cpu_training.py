@@ -16,10 +16,12 @@ from transformers import PreTrainedModel
 
 import hf_pvt
 from benchmarks.training_memory import saved_storages
-from hf_pvt import cpu_inference, cpu_training, layers
+from hf_pvt import cpu_inference, cpu_training, feed_forward, layers
+from hf_pvt.feed_forward import ConvFeedForward
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
 BATCH, CHANNELS, EXPANDED, GRID = 3, 8, 24, (5, 7)
+NAMES = ("dense1.weight", "dwconv.dwconv.weight", "dense2.weight")
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +36,13 @@ def one_thread() -> Iterator[None]:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape of the tokens of each fast feed-forward; it goes by single rows, and linears of any size are fast."""
     calls: list[tuple[int, ...]] = []
-    function = layers.feed_forward
+    function = feed_forward.feed_forward
 
     def spy(*args: Any) -> Tensor:
         calls.append(tuple(args[1].shape))
         return function(*args)
 
-    monkeypatch.setattr(layers, "feed_forward", spy)
+    monkeypatch.setattr(feed_forward, "feed_forward", spy)
     monkeypatch.setattr(cpu_training, "BAND_BYTES", 1)
     monkeypatch.setattr(cpu_training, "KEPT_BYTES", 1)
     monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", 1)
@@ -117,15 +119,15 @@ def test_bfloat16(family: str, taken: list[tuple[int, ...]]) -> None:
     assert taken
 
 
-def feed_forward(dtype: torch.dtype = torch.float64) -> tuple[layers.ConvFeedForward, Tensor]:
+def small_feed_forward(dtype: torch.dtype = torch.float64) -> tuple[ConvFeedForward, Tensor]:
     torch.manual_seed(0)
-    module = layers.ConvFeedForward(CHANNELS, EXPANDED, nn.Hardswish(), nn.GELU(), dropout=0.0).to(dtype)
+    module = ConvFeedForward(CHANNELS, EXPANDED, nn.Hardswish(), nn.GELU(), dropout=0.0).to(dtype)
     return module, torch.randn(BATCH, GRID[0] * GRID[1], CHANNELS, dtype=dtype, requires_grad=True)
 
 
 def test_first_and_second_derivative(taken: list[tuple[int, ...]]) -> None:
     """Of tokens and parameters, against differences."""
-    module, tokens = feed_forward()
+    module, tokens = small_feed_forward()
     inputs = (tokens, *module.parameters())
 
     def output(tokens: Tensor, *_: Tensor) -> Tensor:
@@ -136,11 +138,35 @@ def test_first_and_second_derivative(taken: list[tuple[int, ...]]) -> None:
     assert taken
 
 
+def test_second_derivative_under_autocast(taken: list[tuple[int, ...]]) -> None:
+    """Through the casts, in the types of the tensors, and as near to float64's as the ordinary path's."""
+    double, of_double = small_feed_forward()
+    tokens = of_double.detach().float().requires_grad_()
+    module = copy.deepcopy(double).float()
+
+    def penalty(module: nn.Module, tokens: Tensor, **autocast: bool) -> dict[str, Tensor]:
+        """The gradients of the squared gradient of the tokens."""
+        with torch.autocast("cpu", torch.bfloat16, **autocast):
+            output = module(tokens, GRID)
+        (first,) = torch.autograd.grad(output.square().sum(), [tokens], create_graph=True)
+        return {"tokens": torch.autograd.grad(first.square().sum(), tokens, retain_graph=True)[0]} | dict(
+            zip(NAMES, torch.autograd.grad(first.square().sum(), [module.get_parameter(n) for n in NAMES]), strict=True)
+        )
+
+    expected = penalty(watched(double), of_double, enabled=False)
+    ordinary = largest_error(penalty(watched(module), tokens), expected)
+    assert not taken
+    actual = penalty(module, tokens)
+    assert {gradient.dtype for gradient in actual.values()} == {torch.float32}
+    assert largest_error(actual, expected) < max(1.5 * ordinary, 0.02)
+    assert taken
+
+
 @pytest.mark.parametrize("kept_bytes", [1, 4 * GRID[0] * GRID[1] * EXPANDED], ids=["rows", "images"])
 def test_what_is_kept(kept_bytes: int, taken: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens, and of small images one expanded activation; the ordinary path keeps four of any."""
     monkeypatch.setattr(cpu_training, "KEPT_BYTES", kept_bytes)
-    module, tokens = feed_forward(torch.float32)
+    module, tokens = small_feed_forward(torch.float32)
     narrow, wide = (4 * BATCH * GRID[0] * GRID[1] * dim for dim in (CHANNELS, EXPANDED))
     with saved_storages(module) as kept:
         output = module(tokens, GRID)
@@ -168,7 +194,7 @@ def test_checkpointing(family: str, use_reentrant: bool, taken: list[tuple[int, 
 
 def test_used_twice(taken: list[tuple[int, ...]]) -> None:
     """A module twice in a graph, and a graph twice."""
-    module, tokens = feed_forward()
+    module, tokens = small_feed_forward()
 
     def twice(module: nn.Module) -> list[Tensor]:
         output = module(module(tokens, GRID), GRID).square().sum()
@@ -187,7 +213,7 @@ FROZEN = {"dense2": ["dense2"], "filters": ["dwconv"], "before": ["dense1"], "al
 @pytest.mark.parametrize("parts", FROZEN.values(), ids=FROZEN)
 def test_frozen_parts(parts: list[str], taken: list[tuple[int, ...]]) -> None:
     """They get no gradient, and the others the same as ever; also where the tokens need none."""
-    module, tokens = feed_forward()
+    module, tokens = small_feed_forward()
     for part in parts:
         module.get_submodule(part).requires_grad_(False)
     for inputs in (tokens, tokens.detach()):
@@ -233,7 +259,7 @@ CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_not_taken(change: Callable[[nn.Module], nn.Module], taken: list[tuple[int, ...]]) -> None:
     """Where a part is wrapped, watched or drops: it does what it is there for."""
-    module, tokens = feed_forward()
+    module, tokens = small_feed_forward()
     module = change(module)
     torch.manual_seed(0)
     actual = module(tokens, GRID)
@@ -248,7 +274,7 @@ def test_not_taken(change: Callable[[nn.Module], nn.Module], taken: list[tuple[i
 
 def test_transforms(taken: list[tuple[int, ...]]) -> None:
     """`torch.func` and forward-mode derivatives go the ordinary way, which they can transform."""
-    module, tokens = feed_forward()
+    module, tokens = small_feed_forward()
 
     def loss(parameters: dict[str, Tensor], tokens: Tensor) -> Tensor:
         return torch.func.functional_call(module, parameters, (tokens[None], GRID)).square().sum()

@@ -38,7 +38,7 @@ from .cpu_inference import (
 from .cpu_inference import linear as inference_linear
 
 if TYPE_CHECKING:
-    from .layers import FeedForward
+    from .feed_forward import FeedForward
 
 # Expanded activation of one image, in bytes, up to which it is kept for the backward.
 KEPT_BYTES = 8 * 2**20
@@ -98,29 +98,32 @@ def gains_written_out(key: Tensor) -> bool:
 
 
 def feed_forward(layer: "FeedForward", tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`layer.dense2(layer.spread(grid, layer.dense1(tokens), *layer.filters()))`, (B, N, C) -> (B, N, C).
-
-    Under autocast all are cast as usual.
-    """
+    """`layer.dense2(layer.spread(grid, layer.dense1(tokens), *layer.filters()))`, (B, N, C) -> (B, N, C)."""
     linears = (layer.dense1.weight, layer.dense1.bias, layer.dense2.weight, layer.dense2.bias)
-    tensors = (tokens, *linears, *layer.filters())
-    if torch.is_autocast_enabled("cpu"):
-        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tokens.dtype
     if layer.halo == 0:  # as in inference, and PVT's class token has no place in a grid
         grid = tokens.shape[1], 1
-    token_bytes = layer.dense1.out_features * tensors[0].element_size()
+    token_bytes = layer.dense1.out_features * dtype.itemsize
     keeps = tokens.shape[1] * token_bytes <= KEPT_BYTES
     bands = row_bands(len(tokens), grid, token_bytes, layer.halo, KEPT_BYTES if keeps else BAND_BYTES)
-    return _FeedForward.apply(layer.spread, grid, bands, keeps, *tensors)
+    return _FeedForward.apply(layer.spread, grid, bands, keeps, dtype, tokens, *linears, *layer.filters())
 
 
 class _FeedForward(torch.autograd.Function):
+    """Computed in `dtype`; the gradients have the tensors' own types."""
+
     @staticmethod
     def forward(
-        ctx: Any, spread: Spread, grid: tuple[int, int], bands: list[RowBand], keeps: bool, *tensors: Tensor
+        ctx: Any,
+        spread: Spread,
+        grid: tuple[int, int],
+        bands: list[RowBand],
+        keeps: bool,
+        dtype: torch.dtype,
+        *tensors: Tensor,
     ) -> Tensor:
-        ctx.spread, ctx.grid, ctx.bands = spread, grid, bands
-        tokens, weight1, bias1, weight2, bias2, *filters = tensors
+        ctx.spread, ctx.grid, ctx.bands, ctx.dtype = spread, grid, bands, dtype
+        tokens, weight1, bias1, weight2, bias2, *filters = _cast(tensors, dtype)
         maps = tokens.unflatten(1, grid)  # (B, H, W, C)
         output = torch.empty_like(maps)
         with torch.autocast("cpu", enabled=False):
@@ -133,16 +136,25 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[4:]
+        needed = ctx.needs_input_grad[5:]
         *tensors, hidden = ctx.saved_tensors  # once: checkpointing computes them for this one look
         with torch.autocast("cpu", enabled=False):
+            # Weights are cast again: that takes less than keeping them would.
+            cast = _cast(tensors, ctx.dtype)
             if torch.is_grad_enabled():  # for a second derivative
-                found: Sequence[Tensor | None] = _differentiable_gradients(
-                    partial(ctx.spread, ctx.grid), tensors, gradient, needed
-                )
+                spread = partial(ctx.spread, ctx.grid)
+                found: Sequence[Tensor | None] = _differentiable_gradients(spread, tensors, cast, gradient, needed)
             else:
-                found = _banded_gradients(ctx.spread, ctx.grid, ctx.bands, tensors, hidden, gradient)
-        return None, None, None, None, *(tensor if need else None for tensor, need in zip(found, needed, strict=True))
+                found = _banded_gradients(ctx.spread, ctx.grid, ctx.bands, cast, hidden, gradient)
+        given = (
+            tensor.to(own.dtype) if need and tensor is not None else None
+            for tensor, own, need in zip(found, tensors, needed, strict=True)
+        )
+        return None, None, None, None, None, *given
+
+
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def _banded_gradients(
@@ -156,6 +168,8 @@ def _banded_gradients(
     """Those of all tensors: each band adds what its outputs make of its inputs, neighbours included."""
     tokens, *parameters = tensors
     maps, of_outputs = tokens.unflatten(1, grid), gradient.contiguous().unflatten(1, grid)  # (B, H, W, C)
+    if len(bands) == 1:
+        return _gradients(spread, bands[0], maps, hidden, parameters, of_outputs)
     of_inputs = torch.zeros_like(maps)
     # In float32 at least, as one product over all tokens would add.
     sums = [torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in parameters]
@@ -164,7 +178,7 @@ def _banded_gradients(
         of_inputs[band.images, band.outer] += of_outer.unflatten(1, band.grid)
         for total, other in zip(sums, others, strict=True):
             total += other
-    return [of_inputs.view_as(tokens), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))]
+    return [of_inputs.view_as(tokens), *sums]
 
 
 def _gradients(
@@ -205,10 +219,14 @@ def _product_gradients(gradient: Tensor, tokens: Tensor, weight: Tensor) -> tupl
 
 
 def _differentiable_gradients(
-    spread: Callable[..., Tensor], tensors: Sequence[Tensor], gradient: Tensor, needed: Sequence[bool]
+    spread: Callable[..., Tensor],
+    tensors: Sequence[Tensor],
+    cast: Sequence[Tensor],
+    gradient: Tensor,
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same for those that need one, by operations that have gradients themselves."""
-    tokens, weight1, bias1, weight2, bias2, *filters = tensors
+    tokens, weight1, bias1, weight2, bias2, *filters = cast
     output = product(spread(product(tokens, weight1, bias1), *filters), weight2, bias2)
     chosen = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     found = iter(torch.autograd.grad(output, chosen, gradient, create_graph=True))

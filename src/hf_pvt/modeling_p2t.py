@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_p2t import P2tConfig
+from .feed_forward import ConvFeedForward
 from .layers import (
-    ConvFeedForward,
     Grid,
     OverlapPatchEmbedding,
     PatchEmbedding,

@@ -15,7 +15,8 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_pvt import PvtConfig
-from .layers import FeedForward, Grid, PatchEmbedding, SpatialReductionAttention, map_to_tokens, tokens_to_map
+from .feed_forward import FeedForward
+from .layers import Grid, PatchEmbedding, SpatialReductionAttention, map_to_tokens, tokens_to_map
 from .modeling_pyramid import (
     PyramidBackbone,
     PyramidForImageClassification,

@@ -12,8 +12,8 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_pvt_v2 import PvtV2Config
+from .feed_forward import ConvFeedForward
 from .layers import (
-    ConvFeedForward,
     Grid,
     OverlapPatchEmbedding,
     PatchEmbedding,

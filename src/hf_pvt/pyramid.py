@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cpu_inference import survey
-from .layers import DropPath, FeedForward, Grid, PatchEmbedding, ReducedAttention, tokens_to_map
+from .feed_forward import FeedForward
+from .layers import DropPath, Grid, PatchEmbedding, ReducedAttention, tokens_to_map
 
 
 class PyramidBlock(GradientCheckpointingLayer):
