@@ -164,6 +164,21 @@ def test_files(name: str, page: Page) -> None:
     assert np.abs(found - expected).max() <= levels
 
 
+def test_large_photographs(page: Page) -> None:
+    """The model sees all pixels; what is shown has about two million at most, in the same shape."""
+    image = photograph(600, 400).resize((2400, 1600))
+    script = """async (file) => {
+        const bytes = await (await fetch(`data:application/octet-stream;base64,${file}`)).blob();
+        const { readPhotograph } = await import(new URL("photograph.js", location));
+        const { pixels, shown } = await readPhotograph(bytes);
+        return [pixels, shown].map(({ width, height, data }) => [width, height, data.length]);
+    }"""
+    pixels, shown = page.evaluate(script, base64.b64encode(png(image)).decode())
+    assert pixels == [2400, 1600, 3 * 2400 * 1600]
+    assert shown == [1732, 1155, 4 * 1732 * 1155] and 1732 * 1155 > 2e6 > 1731 * 1154
+    assert np.array_equal(run(page, png(image), None), image)
+
+
 def test_colours(page: Page) -> None:
     """Labels have `draw_segmentation`'s colours."""
     script = """async () => {
