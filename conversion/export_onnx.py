@@ -58,7 +58,9 @@ def write(source: Source, path: Path, arguments: argparse.Namespace) -> list[Exp
         return write_exports(source, arguments.output, arguments)
     with written_whole(arguments.output, arguments.overwrite) as folder:
         files = write_exports(source, folder, arguments)
-        source.model.config.save_pretrained(folder)
+        config = source.model.config
+        config.architectures = [type(source.model).__name__]  # as beside weights: clients read the task from it
+        config.save_pretrained(folder)
     return files
 
 

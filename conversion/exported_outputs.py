@@ -60,8 +60,7 @@ def largest_difference(outputs: Outputs, expected: Outputs) -> float:
     shapes, expected_shapes = ({name: one.shape for name, one in some.items()} for some in (outputs, expected))
     if shapes != expected_shapes:
         return torch.inf
-    differences = [(outputs[name] - one).abs().max() / one.abs().max() for name, one in expected.items()]
-    return torch.stack(differences).max().item()
+    return max_of((outputs[name] - one).abs().max() / one.abs().max() for name, one in expected.items())
 
 
 def change_on_photographs(model: PreTrainedModel, processor: BaseImageProcessor, run: Run) -> float:
@@ -74,7 +73,7 @@ def change_on_photographs(model: PreTrainedModel, processor: BaseImageProcessor,
         raise ValueError(
             f"int8 is measured on photographs, and the model has {model.config.num_channels} channels; leave --int8."
         )
-    return max(relative_change(run(images), raw_outputs(model, images)) for images in photographs(model, processor))
+    return max_of(relative_change(run(images), raw_outputs(model, images)) for images in photographs(model, processor))
 
 
 def photographs(model: PreTrainedModel, processor: BaseImageProcessor) -> Iterator[Tensor]:
@@ -91,6 +90,6 @@ def relative_change(outputs: Outputs, expected: Outputs) -> float:
     return max_of((outputs[name] - one).square().mean().sqrt() / one.std() for name, one in expected.items())
 
 
-def max_of(values: Iterable[Tensor]) -> float:
-    """NaN where one is."""
-    return torch.stack(list(values)).max().item()
+def max_of(values: Iterable[Tensor | float]) -> float:
+    """NaN where one is, which Python's `max` skips."""
+    return torch.tensor([float(value) for value in values]).max().item()

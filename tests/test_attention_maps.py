@@ -12,8 +12,8 @@ from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 import hf_pvt
 from hf_pvt.attention_maps import AttentionMap, attention_maps
-from hf_pvt.drawing_attention import HEAT, HEAT_ALPHA, _overlay, draw_attention
-from hf_pvt.whole_image import pyramid_of
+from hf_pvt.drawing_attention import HEAT, HEAT_ALPHA, _heading, _overlay, draw_attention
+from hf_pvt.whole_image import pyramid_of, whole_image
 
 HEIGHT, WIDTH = 101, 150  # no stage divides both
 RANDOM = np.random.default_rng(0)
@@ -153,6 +153,11 @@ def test_a_picture_for_each_pooling_level(stage: int, size: tuple[int, int]) -> 
         assert (np.abs(half - last).max(axis=1) <= 0.6).any()
 
 
+def test_heading() -> None:
+    level = AttentionMap(torch.tensor([[0.125, 0.25, 0.0], [0.125, 0.0, 0.0]]), (1.0, 1.0))
+    assert _heading(2, level) == "2: 3x2 keys, 50% of all, each at most 25.00%"
+
+
 def test_a_level_without_attention() -> None:
     """A level whose weights softmax has rounded to 0 is dark, not the lightest."""
     image = Image.new("RGB", (90, 60), (200, 200, 200))
@@ -172,6 +177,15 @@ def test_processor_resizes_but_does_not_crop() -> None:
     (level,) = attention_maps(pyramid_of(model), pixel_values, (299 / 300, 199 / 200))
     expected = expected_overlay(image, np.full((200, 300), level.weights[0, 0] / level.weights.max()))
     assert np.abs(np.asarray(drawn)[-200, 0] - expected[0, 0]).max() <= 0.6
+
+
+def test_processor_resizes_but_does_not_pad() -> None:
+    """A detector's processor would add zeros at the end, and what is drawn would not lie over the image."""
+    processor, image = hf_pvt.detection_image_processor(size={"shortest_edge": 64, "longest_edge": 96}), photo()
+    padded = processor(image, return_tensors="pt")["pixel_values"]
+    pixel_values = whole_image(pyramid_of(tiny(PVT_V2)), image, processor)
+    assert padded.shape[-2:] == (64, 96) and pixel_values.shape[-2:] == (64, 95)
+    assert torch.equal(pixel_values, padded[..., :95])
 
 
 def test_detectors_and_models_of_others() -> None:

@@ -43,7 +43,9 @@ def test_few_vectors_or_channels(shape: tuple[int, ...]) -> None:
 
 
 def test_rounding_is_not_drawn() -> None:
-    assert (as_colours(torch.full((8, 6, 6), 0.1)) == 128).all()
+    feature_map = 100 + 1e-5 * torch.from_numpy(RANDOM.normal(size=(8, 6, 6)))
+    assert (as_colours(feature_map) == 128).all()
+    assert (as_colours(feature_map - 100) != 128).any()
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter", "backbone"])

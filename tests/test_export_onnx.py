@@ -70,7 +70,8 @@ def test_a_new_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.split(": ")[0] for line in printed] == [f"{output}/{name}" for name in exported]
     assert all(re.search(r": \d+\.\d MB, differs by \d\.\de-\d\d of ", line) for line in printed)
 
-    assert AutoConfig.from_pretrained(output).id2label == model.config.id2label
+    config = AutoConfig.from_pretrained(output)
+    assert config.id2label == model.config.id2label and config.architectures == ["PvtV2ForImageClassification"]
     processor = AutoImageProcessor.from_pretrained(output)
     pixel_values = processor(CAT.open(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -91,7 +92,18 @@ def test_the_models_own_folder(tmp_path: Path, graphs: None) -> None:
     assert all((folder / name).read_bytes() == content for name, content in before.items())
     assert "onnx exists; choose another folder, or replace it with --overwrite" in failure(folder, folder)
     command(export_onnx.main, folder, folder, "--fp16", "--overwrite")
-    assert files_of(folder) == sorted([*before, "onnx/model.onnx", "onnx/model_fp16.onnx"])
+    assert files_of(folder) == sorted([*before, *onnx_files.names(fp16=True, int8=False)])
+    assert onnx_files.names(fp16=True, int8=False) == ["onnx/model.onnx", "onnx/model_fp16.onnx"]
+    assert onnx_files.names(fp16=False, int8=True) == ["onnx/model.onnx", "onnx/model_quantized.onnx"]
+
+
+def test_the_processor_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goes along to a new folder; ImageNet's is for checkpoints that have none, however many labels there are."""
+    monkeypatch.setattr(onnx_files, "write_files", lambda *_: [])
+    folder = saved(tiny(PVT_V2, num_labels=1000), tmp_path / "model")
+    command(export_onnx.main, folder, tmp_path / "new")
+    written, expected = (AutoImageProcessor.from_pretrained(place) for place in (tmp_path / "new", folder))
+    assert written.to_dict() == expected.to_dict() and written.crop_size.height == 64
 
 
 def test_all_or_nothing(tmp_path: Path, graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:

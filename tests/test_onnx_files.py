@@ -1,6 +1,7 @@
 """ONNX files: one file is true at any batch and size, and what is not true is not written."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_files
 import onnx_graph
+import onnx_precision
 import onnxruntime
 import pytest
 import torch
@@ -159,6 +161,12 @@ def test_table_of_all_variants() -> None:
         assert plain <= onnx_files.LIMIT and half <= onnx_files.HALF_LIMIT
 
 
+def test_license_of_a_detector() -> None:
+    """That of its pyramid's weights."""
+    facts = onnx_graph.metadata(tiny_detector(DENSE[0], "p2t"), hf_pvt.detection_image_processor())
+    assert facts["license"] == "cc-by-nc-sa-4.0" and facts["task"] == "detection"
+
+
 # What is refused, with nothing written
 
 
@@ -214,6 +222,61 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         model = PVT_V2.classifier(PVT_V2.tiny_config(num_channels=4)).eval()
         exported_outputs.change_on_photographs(model, processor, lambda images: {})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_one_file_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protobuf's limit itself is too much."""
+    model = build(PVT_V2, "classifier")
+    size = 4 * sum(weight.numel() for weight in model.state_dict().values())
+    monkeypatch.setattr(onnx_graph, "LARGEST_FILE", size + 1)
+    onnx_graph.check_weights(model)
+    monkeypatch.setattr(onnx_graph, "LARGEST_FILE", size)
+    with pytest.raises(ValueError, match=f"the weights take {size:,} bytes, .* holds less than {size:,}"):
+        onnx_graph.check_weights(model)
+
+
+def changed(model: PreTrainedModel, *shares: float) -> exported_outputs.Run:
+    """The model with these offsets, of one call after another, as shares of the outputs' deviation."""
+    offsets = iter(shares)
+
+    def run(images: torch.Tensor) -> exported_outputs.Outputs:
+        return {name: one + next(offsets) * one.std() for name, one in onnx_graph.raw_outputs(model, images).items()}
+
+    return run
+
+
+@pytest.mark.parametrize("shares", [(0.1, 0.5), (0.5, 0.1), (0.1, np.nan), (np.nan, 0.1)], ids=str)
+def test_the_worst_photograph_counts(shares: tuple[float, float]) -> None:
+    """Wherever it stands, and one that became NaN most of all."""
+    model, processor = build(PVT_V2, "classifier"), processor_of("classifier")
+    change = exported_outputs.change_on_photographs(model, processor, changed(model, *shares))
+    assert change == pytest.approx(np.max(shares), rel=1e-3, nan_ok=True)
+
+
+def test_the_worst_size_counts() -> None:
+    """Of three sizes the second; NaN is above every limit."""
+    model = build(PVT_V2, "classifier")
+    largest = exported_outputs.check_sizes(model, changed(model, 0.1, 0.5, 0.1), 1.0, "a.onnx")
+    alone = exported_outputs.check_sizes(model, changed(model, 0.1), 1.0, "a.onnx", exported_outputs.VERIFIED[2:])
+    assert largest > 4 * alone > 0
+    with pytest.raises(ValueError, match="a.onnx differs from the model by nan of the outputs' scale at 3 x 97 x 131"):
+        exported_outputs.check_sizes(model, changed(model, 0.1, np.nan, 0.1), 1.0, "a.onnx")
+
+
+def test_no_number_on_photographs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_files, "opened", lambda path: None)
+    monkeypatch.setattr(onnx_files, "change_on_photographs", lambda *_: np.nan)
+    with pytest.raises(ValueError, match="8 bits change the outputs on the photographs by nan"):
+        onnx_files.compared_on_photographs(build(PVT_V2, "classifier"), processor_of("classifier"), tmp_path, 0.2)
+
+
+def test_other_loggers_are_quiet_for_a_while() -> None:
+    """Only while ONNX Runtime quantises: warnings are heard again, even after an error."""
+    logger = logging.getLogger("onnx_precision")
+    with pytest.raises(ValueError, match="broken"), onnx_precision.quiet():
+        assert not logger.isEnabledFor(logging.WARNING)
+        raise ValueError("broken")
+    assert logger.isEnabledFor(logging.WARNING)
 
 
 def test_change_is_of_the_deviation() -> None:

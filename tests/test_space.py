@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import chromium
+from chromium import chromium
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from space_runs import HEIGHT, LINES, WIDTH, Outside, running_page, save_models
@@ -200,7 +200,7 @@ def test_look_inside(page: Page, folder: Path) -> None:
     attention = page.locator("#attention img")
 
     def becomes(**choice: Any) -> bool:
-        """Whether the last block's attention of the point is shown."""
+        """Whether the attention of the point is shown, the last block's unless another is chosen."""
         expected = [
             np.asarray(hf_pvt.draw_attention(model, photo, point, 2, image_processor=processor, **choice))
             for point in points
@@ -217,6 +217,9 @@ def test_look_inside(page: Page, folder: Path) -> None:
     page.get_by_label("Head", exact=True).click()
     page.get_by_role("option", name="2").click()
     assert becomes(head=1)
+    page.get_by_label("Block", exact=True).click()
+    page.get_by_role("option", name="1").click()
+    assert becomes(head=1, block=0)
 
 
 def test_bad_files(page: Page, folder: Path) -> None:
@@ -271,9 +274,18 @@ def test_nothing_leaves(page: Page, folder: Path, address: str, requests: list[s
 
 
 def test_other_machines_cannot_reach_it(address: str) -> None:
-    """It listens on 127.0.0.1 alone, which 127.0.0.2 is not; and forbids browsers requests to others."""
+    """It listens on 127.0.0.1 alone, which 127.0.0.2 is not."""
     port = int(address.split(":")[2].rstrip("/"))
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", port)) == 0
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.2", port)) != 0
+
+
+def test_browsers_ask_nobody_else(browser: Browser, address: str) -> None:
+    """Not even what a library of the page would like to: the page forbids it."""
+    elsewhere = Outside()
+    with browser.new_page() as page:
+        page.goto(address)
+        page.evaluate("url => fetch(url, { mode: 'no-cors' }).catch(() => null)", elsewhere.address)
+    assert not elsewhere.asked

@@ -1,11 +1,13 @@
 """The parts of the gradio page, without a browser: what may be sent and opened, and what becomes of failures."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from space_runs import LINES, ROOT, empty_png, save_models
 
 import hf_pvt
+from hf_pvt.drawing import PAINT_ALPHA, distinct_colour
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +59,9 @@ def test_photographs(modules: Callable[[str], Any], tmp_path: Path, kind: str) -
         (lambda file: file.write_bytes(b""), "no image that can be read"),
         (lambda file: np.save(file.with_suffix(".npy"), 1) or file.with_suffix(".npy").rename(file), "no image"),
         (lambda file: Image.new("RGB", (9, 9)).save(file, "EPS"), "no image that can be read"),
+        (lambda file: Image.new("RGB", (9, 9)).save(file, "PPM"), "no image that can be read"),
     ],
-    ids=["bomb", "pixels", "ratio", "bytes", "empty", "array", "postscript"],
+    ids=["bomb", "pixels", "ratio", "bytes", "empty", "array", "postscript", "other-format"],
 )
 def test_files_that_are_refused(
     modules: Callable[[str], Any], tmp_path: Path, content: Callable[[Path], Any], message: str
@@ -130,6 +134,85 @@ def test_command_line(tmp_path: Path) -> None:
     ):
         result = subprocess.run([*script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def launched(modules: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[Any, Any]:
+    """What `app.py` makes its page of, and how it opens it."""
+    app, page = modules("app"), MagicMock()
+    monkeypatch.setattr(app, "Page", page)
+    monkeypatch.setattr(sys, "argv", ["app.py", *words])
+    app.main()
+    return page.call_args, page().blocks.queue().launch.call_args.kwargs
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "host", "any_model"),
+    [
+        ([], None, "127.0.0.1", True),
+        (["--host", "0.0.0.0"], None, "0.0.0.0", False),
+        ([], "0.0.0.0", "0.0.0.0", False),
+    ],
+    ids=["alone", "asked", "space"],
+)
+def test_who_may_come(
+    modules: Callable[[str], Any],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    variable: str | None,
+    host: str,
+    any_model: bool,
+) -> None:
+    """This machine alone, unless asked; others cannot name models. Uploads are bounded before they are on the disk."""
+    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+    if variable:
+        monkeypatch.setenv("GRADIO_SERVER_NAME", variable)
+    model = str(folder / "classifier")
+    page, settings = launched(modules, monkeypatch, "--model", model, *words)
+    assert page == call([model], any_model=any_model)
+    assert settings["server_name"] == host and not settings["share"] and settings["max_file_size"] == 20 * 2**20
+
+
+def test_models_of_the_demo(
+    modules: Callable[[str], Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `--model`, the segmenter first; those of the environment come before."""
+    for name in ("classifier", "digit-scenes-p2t"):
+        shutil.copytree(folder / "classifier", tmp_path / "out" / "demo" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODELS", raising=False)
+    (models,), _ = launched(modules, monkeypatch)[0]
+    assert models == ["out/demo/digit-scenes-p2t", "out/demo/classifier"]
+    monkeypatch.setenv("MODELS", "./out/demo/classifier out/demo/digit-scenes-p2t")
+    (models,), _ = launched(modules, monkeypatch)[0]
+    assert models == ["./out/demo/classifier", "out/demo/digit-scenes-p2t"]
+
+
+def test_least_score(modules: Callable[[str], Any], folder: Path) -> None:
+    """The slider's, of the objects that are shown, best first."""
+    page = modules("page").Page([str(folder / "detector")], any_model=True)
+
+    def scores(threshold: float) -> list[float]:
+        update = page.answer(str(folder / "detector"), str(folder / "photo.png"), threshold, 4)
+        return [score for _, score in update[page.table].value["data"]]
+
+    everything = scores(0.05)
+    middle = everything[len(everything) // 2] + 1e-3
+    assert everything == sorted(everything, reverse=True) and everything[0] > middle > everything[-1]
+    assert scores(middle) == [score for score in everything if score > middle]
+
+
+def test_legend(modules: Callable[[str], Any], folder: Path) -> None:
+    """Labels have `draw_segmentation`'s colours, whole on their outlines and lightly inside."""
+    labels = np.zeros((40, 60), dtype=int)
+    labels[:, 20:] = 3
+    names = {0: "background", 3: "tree"}
+    segmentation = modules("answers").Segmentation(Image.new("RGB", (60, 40)), labels, names)
+    assert list(segmentation.colours().values()) == ["#{:02x}{:02x}{:02x}".format(*distinct_colour(n)) for n in (3, 0)]
+    (tree, line), (background, _) = segmentation.sections()
+    assert line.startswith("tree") and not background.any()
+    expected = np.where(np.arange(60) < 20, 0, np.where(np.arange(60) < 22, 1, np.float32(PAINT_ALPHA)))
+    np.testing.assert_array_equal(tree, np.tile(expected, (40, 1)))
 
 
 def test_independent_scores(modules: Callable[[str], Any], folder: Path) -> None:

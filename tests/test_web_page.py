@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -19,7 +20,7 @@ from chromium import chromium
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 from sklearn.datasets import load_sample_image
-from web_site import FLOWERS, PATIENCE, SCENE, build, choose, give, message, save, served, tiny_models, with_fewer_bits
+from web_site import FLOWERS, PATIENCE, SCENE, build, choose, give, message, save, served, tiny_models
 
 import hf_pvt
 
@@ -32,8 +33,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of saved models with ONNX files."""
     folder = tmp_path_factory.mktemp("saved")
     for name, (model, processor) in MODELS.items():
-        save(model, processor, folder / name)
-    with_fewer_bits(folder / "flowers" / "onnx")
+        save(model, processor, folder / name, fp16=name == "flowers", int8=name == "flowers")
     return folder
 
 
@@ -157,8 +157,7 @@ def test_segmenter(page: Page, photograph: Path) -> None:
     choose(page, "scenes")
     give(page, photograph)
     photo = load_sample_image("china.jpg")
-    outputs = outputs_of("scenes", photograph)
-    label_map = MODELS["scenes"][1].post_process_semantic_segmentation(outputs, [photo.shape[:2]])[0].numpy()
+    label_map = label_map_of(photograph)
     drawn = np.asarray(hf_pvt.draw_segmentation(photo, label_map, SCENE))[: photo.shape[0], : photo.shape[1]]
     labels, areas = np.unique(label_map, return_counts=True)
     by_area = labels[np.argsort(-areas)]
@@ -184,12 +183,34 @@ def test_segmenter(page: Page, photograph: Path) -> None:
     assert (pixels_of(page) != photo).any()  # the outlines stay
 
 
+def test_independent_labels(open_page: Callable[[Path], Page], copied_site: Path, photograph: Path) -> None:
+    """Of a model of several labels per image: each has a probability of its own."""
+    changed("config.json", problem_type="multi_label_classification")(copied_site / "models" / "flowers")
+    page = open_page(copied_site)
+    give(page, photograph)
+    scores, labels = outputs_of("flowers", photograph).logits[0].sigmoid().sort(descending=True)
+    assert list(scores_of(page)) == [FLOWERS[int(label)] for label in labels]
+    assert list(scores_of(page).values()) == pytest.approx(scores.tolist(), abs=1e-5)
+
+
+def label_map_of(file: Path) -> np.ndarray:
+    """The labels that PyTorch gives the photograph's pixels."""
+    with Image.open(file) as photo:
+        size = (photo.height, photo.width)
+    return MODELS["scenes"][1].post_process_semantic_segmentation(outputs_of("scenes", file), [size])[0].numpy()
+
+
 def test_pointer(page: Page, photograph: Path) -> None:
     """The label under the pointer is named."""
     choose(page, "scenes")
     give(page, photograph)
-    page.locator("#picture").hover(position={"x": 100, "y": 100})
-    assert page.locator("#under").inner_text() in SCENE.values()
+    label_map, picture = label_map_of(photograph), page.locator("#picture")
+    height, width = label_map.shape
+    scale = width / picture.evaluate("canvas => canvas.clientWidth")
+    for x, y in ((width // 5, height // 2), (width // 2, height // 5), (4 * width // 5, 4 * height // 5)):
+        picture.hover(position={"x": x / scale, "y": y / scale})
+        near = label_map[y - 2 : y + 3, x - 2 : x + 3]
+        assert page.locator("#under").inner_text() in {SCENE[label] for label in near.flatten()}
     page.locator("h1").hover()
     assert page.locator("#under").inner_text() == ""
 
@@ -202,15 +223,23 @@ def test_another_model(page: Page, photograph: Path) -> None:
     expect(page.locator("#labels button").first).to_be_visible(timeout=PATIENCE)
 
 
-def test_drop(page: Page, photograph: Path) -> None:
-    """A photograph that is dropped anywhere on the page."""
+@pytest.mark.parametrize(
+    "event",
+    [
+        'new DragEvent("drop", { dataTransfer: transfer, bubbles: true })',
+        'new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true })',
+    ],
+    ids=["drop", "paste"],
+)
+def test_dropped_or_pasted(event: str, page: Page, photograph: Path) -> None:
+    """Anywhere on the page."""
     choose(page, "flowers")
     page.evaluate(
-        """async (url) => {
+        f"""async (url) => {{
             const transfer = new DataTransfer();
-            transfer.items.add(new File([await (await fetch(url)).blob()], "dropped.png"));
-            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
-        }""",
+            transfer.items.add(new File([await (await fetch(url)).blob()], "given.png"));
+            document.body.dispatchEvent({event});
+        }}""",
         data_url(photograph),
     )
     expect(page.locator("#labels li")).to_have_count(5, timeout=PATIENCE)
@@ -312,6 +341,15 @@ def cut_file(model: Path) -> None:
     graph.write_bytes(graph.read_bytes()[:1000])
 
 
+def without_numbers(model: Path) -> None:
+    """A classifier whose logits are NaN."""
+    file = model / "onnx" / "model.onnx"
+    graph = onnx.load(file)
+    (bias,) = (weight for weight in graph.graph.initializer if weight.name.endswith("classifier.bias"))
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(bias.dims, np.nan, dtype=np.float32), bias.name))
+    onnx.save(graph, file)
+
+
 def changed(file: str, **fields: Any) -> Callable[[Path], None]:
     def change(model: Path) -> None:
         settings = json.loads((model / file).read_text())
@@ -344,6 +382,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "large-crop": (
         changed(PREPROCESSOR, crop_size={"height": 400, "width": 400}),
         "crop_size 400x400 is larger than the resized image of 163x109 pixels",
+    ),
+    "no-numbers": (
+        without_numbers,
+        "flowers answers with scores that are no numbers on wasm; try another precision.",
     ),
     "other-labels": (
         changed("config.json", id2label={"0": "rose"}),
@@ -394,6 +436,12 @@ def test_build_of_broken_model(damage: Callable[[Path], Any], expected: str, sav
     assert expected in built.stderr
     assert json.loads((out / "models" / "models.json").read_text()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dist", "flowers"]
+
+
+def test_build_of_models_of_one_name(saved: Path, tmp_path: Path) -> None:
+    built = build(saved / "flowers", saved / "scenes" / ".." / "flowers", out=tmp_path / "dist")
+    assert built.returncode == 1
+    assert "two models are named flowers; rename one of the folders." in built.stderr
 
 
 def test_build_over_something_else(tmp_path: Path) -> None:

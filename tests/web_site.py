@@ -10,12 +10,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import onnx
 import pytest
 from families import P2T, PVT_V2, perturb
 from onnx_files import export
-from onnxruntime.quantization import quantize_dynamic
-from onnxruntime.transformers.float16 import convert_float_to_float16
 from playwright.sync_api import Page, expect
 from torch import manual_seed
 from transformers import PreTrainedModel
@@ -66,17 +63,10 @@ def tiny_models() -> dict[str, tuple[PreTrainedModel, Any]]:
     return {"flowers": (classifier, hf_pvt.classification_image_processor(96)), "scenes": (segmenter, segmentation)}
 
 
-def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+def save(model: PreTrainedModel, processor: Any, folder: Path, **precisions: bool) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    export(model, processor, folder)
-
-
-def with_fewer_bits(folder: Path) -> None:
-    """The other two files that transformers.js looks for."""
-    graph = onnx.load(folder / "model.onnx")
-    onnx.save(convert_float_to_float16(graph, keep_io_types=True), folder / "model_fp16.onnx")
-    quantize_dynamic(folder / "model.onnx", folder / "model_quantized.onnx", op_types_to_quantize=["MatMul", "Gemm"])
+    export(model, processor, folder, **precisions)
 
 
 def build(*models: Path, out: Path) -> subprocess.CompletedProcess[str]:
