@@ -9,7 +9,7 @@ import pytest
 import run_object_detection as script
 import torch
 from detection_runs import NAMES, annotate, annotated_scenes, by_hand, detector, flags, launch, run
-from families import MASK_RCNN, RETINANET, DetectorRow
+from families import ATSS, CASCADE_MASK_RCNN, MASK_RCNN, RETINANET, SPARSE_RCNN, WITH_MASKS, DetectorRow
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from safetensors.torch import load_file
@@ -67,7 +67,7 @@ def test_what_a_run_leaves(kind: DetectorRow, data: Path, starts: dict[str, Path
     assert f"pipeline_tag: {'image-segmentation' if kind is MASK_RCNN else 'object-detection'}" in card
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, ATSS, CASCADE_MASK_RCNN, SPARSE_RCNN], ids=str)
 def test_two_processes_are_one_with_the_joint_batch(kind: DetectorRow, tmp_path: Path) -> None:
     """Though images have four objects or one; and 201 images are 201."""
     data = annotated_scenes(tmp_path / "data", 24, 201)
@@ -81,7 +81,7 @@ def test_two_processes_are_one_with_the_joint_batch(kind: DetectorRow, tmp_path:
 
     annotate(data / "train", uneven)
     # Anchors and proposals that are drawn by chance would be others: all are taken.
-    fields = {} if kind is RETINANET else {"rpn_samples": 4096, "box_samples": 1000}
+    fields = {"rpn_samples": 4096, "box_samples": 1000} if kind in WITH_MASKS else {}
     start = detector(tmp_path / "start", kind, **fields)
     values = {"model_name_or_path": start, "drop_path_rate": 0, "scale_lowest": 1, "max_grad_norm": 1, "max_steps": 5}
     # Of a gradient that cancels out but for noise, Adam makes steps that at 1e-3 are seen.
