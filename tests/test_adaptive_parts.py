@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from families import ATSS, tiny_detector
 from test_detection_parts import random_boxes
 from torch import Tensor
 from torchvision import ops
@@ -12,8 +13,10 @@ from torchvision import ops
 from hf_pvt.detection.anchors import Anchors
 from hf_pvt.detection.assigners import NEGATIVE
 from hf_pvt.detection.atss_assigner import AtssAssigner
+from hf_pvt.detection.ground_truth import GroundTruth
 from hf_pvt.detection.loss_terms import LossTerm, means
 from hf_pvt.detection.modeling_atss import centerness_of
+from hf_pvt.detection.modeling_dense_detector import Matched
 from hf_pvt.detection.modeling_gfl import Integral, distribution_focal_loss, overlaps, quality_focal_loss
 from hf_pvt.detection.necks import ContinuedNeck
 from hf_pvt.detection.suppression import detect
@@ -59,6 +62,15 @@ def test_nothing_to_assign() -> None:
     anchors = ANCHORS(LEVELS)
     for boxes in (torch.zeros(0, 4), torch.tensor([[1.0, 1, 5, 5]])):
         assert set(AtssAssigner(9)(anchors, boxes).tolist()) == {NEGATIVE}
+
+
+def test_what_overlaps_enough() -> None:
+    """Two that overlap alike have no deviation, and both are enough; of four it is a sample's, which none reaches."""
+    alike = torch.tensor([[0.0, 0, 8, 8], [4, 0, 12, 8]])
+    assert AtssAssigner(9)([alike], torch.tensor([[0.0, 0, 12, 8]])).tolist() == [0, 0]
+    # Overlaps of 1, 0.9, 0 and 0: their mean is 0.475, their deviation 0.55 (of all that there is 0.476).
+    various = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [40, 40, 50, 50], [60, 60, 70, 70]])
+    assert AtssAssigner(9)([various], torch.tensor([[0.0, 0, 10, 10]])).tolist() == [NEGATIVE] * 4
 
 
 def test_the_neck_goes_on_from_its_own_output() -> None:
@@ -124,6 +136,18 @@ def test_a_loss_of_little_is_divided_by_the_least() -> None:
     terms = {"few": LossTerm(torch.tensor(3.0), 0.5, least=1), "many": LossTerm(torch.tensor(3.0), 2.5, least=1)}
     found = means(terms, over_processes=False)
     assert found["few"] == 3.0 and found["many"] == pytest.approx(1.2)
+
+
+def test_boxes_far_from_their_centres_are_divided_by_one() -> None:
+    """ATSS: in the recorded cases the sum of what boxes are weighted by is larger, but for GFL's."""
+    model = tiny_detector(ATSS)
+    anchors, truth = torch.tensor([[0.0, 0, 64, 64]]), torch.tensor([[31.0, 31, 95, 95]])
+    predictions = {"logits": torch.zeros(1, 5), "box_deltas": torch.zeros(1, 4), "centerness": torch.zeros(1)}
+    objects = GroundTruth(truth, torch.tensor([2]), None)
+    terms = model.losses_of([Matched(anchors, predictions, torch.tensor([0]), objects)])
+    weight = 1 / 63  # of both sides, the root of its square
+    distance = ops.generalized_box_iou_loss(anchors, truth).item()
+    assert means(terms, over_processes=False)["loss_bbox"].item() == pytest.approx(2 * weight * distance)
 
 
 def test_factors_of_scores() -> None:

@@ -668,6 +668,12 @@ def test_trainer(detector: DetectorRow, tmp_path: Path) -> None:
         (CASCADE_MASK_RCNN, {"stage_box_stds": [[0.1] * 4, [0.1], [0.1] * 4]}, r"for each stage, got \[0.1\]"),
         (CASCADE_MASK_RCNN, {"stage_loss_weights": [1, 0.5, 0]}, r"`stage_loss_weights` must be positive, got \[1"),
         (CASCADE_MASK_RCNN, {"rpn_smooth_l1_beta": 0.0}, "`rpn_smooth_l1_beta` must be positive, got 0.0"),
+        (SPARSE_RCNN, {"strides": [4, 8, 16, 32, 64]}, "`strides` has 5 values, expected 4 for the backbone's maps:"),
+        (SPARSE_RCNN, {"box_stds": [0.5, 0.5, 1]}, r"`box_stds` must be four positive numbers, got \[0.5, 0.5, 1\]"),
+        (SPARSE_RCNN, {"proposal_attention_heads": 7}, "a multiple of `proposal_attention_heads`, got 256 and 7"),
+        (SPARSE_RCNN, {"giou_weight": -2.0}, "`giou_weight` must not be negative, got -2.0"),
+        (SPARSE_RCNN, {"focal_alpha": 1.5}, r"`focal_alpha` must lie in \[0, 1\], got 1.5"),
+        (SPARSE_RCNN, {"num_proposals": 0}, "`num_proposals` must be positive, got 0"),
     ],
 )
 def test_bad_configurations(detector: DetectorRow, fields: dict[str, Any], message: str) -> None:

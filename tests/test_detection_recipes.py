@@ -249,6 +249,29 @@ def test_other_labels_keep_what_does_not_know_them(detector: DetectorRow, tmp_pa
         assert not open_detector(str(tmp_path), None, None, NAMES, seed=0, with_masks=False).has_masks
 
 
+@pytest.mark.parametrize(
+    ("architecture", "fresh"), [("detr", "class_labels_classifier"), ("deformable_detr", "class_embed")]
+)
+def test_other_labels_of_transformers_own_detectors(
+    architecture: str, fresh: str, classifier: Path, tmp_path: Path
+) -> None:
+    """Fine-tuning keeps all but the layers that know the labels."""
+    model = open_detector(None, architecture, str(classifier), ["cat", "dog", "bird"], seed=0)
+    model.save_pretrained(tmp_path)
+    changed = open_detector(str(tmp_path), None, None, NAMES, seed=1)
+    names = different(changed, model)
+    assert names and all(fresh in name for name in names)
+    assert changed.config.id2label == {0: "cell", 1: "nucleus"} and type(changed) is type(model)
+
+
+def test_a_pyramid_that_lacks_weights_starts_no_detr(classifier: Path, tmp_path: Path) -> None:
+    model = hf_pvt.PvtV2ForImageClassification.from_pretrained(classifier)
+    weights = {name: weight for name, weight in model.state_dict().items() if "layers.2.blocks.0.attention" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match=r"cannot start a DetrForObjectDetection: it has no .*layers\.2\.blocks\.0"):
+        open_detector(None, "detr", str(tmp_path), NAMES, seed=0)
+
+
 def test_what_no_detector_starts_from(classifier: Path, tmp_path: Path) -> None:
     every = "--model_name_or_path and --architecture and --from_backbone"
     for given, said in (((None,) * 3, "neither"), (("a", "b", "c"), every), ((None, "b", None), "--architecture")):

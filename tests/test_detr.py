@@ -82,6 +82,7 @@ def test_outputs(model: PreTrainedModel, name: str) -> None:
         clipped = detections["boxes"][order].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
         prefix = f"{name}/detections/{image}"
         torch.testing.assert_close(detections["scores"][order], RECORDED.tensor(f"{prefix}/scores"), atol=1e-5, rtol=0)
+        assert detections["labels"][order].equal(RECORDED.tensor(f"{prefix}/labels"))
         torch.testing.assert_close(clipped, RECORDED.tensor(f"{prefix}/boxes"), atol=1e-5 * width, rtol=0)
 
 

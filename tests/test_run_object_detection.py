@@ -6,18 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import run_object_detection as script
 import torch
 from detection_runs import NAMES, annotate, annotated_scenes, by_hand, detector, flags, launch, run
-from families import MASK_RCNN, RETINANET, DetectorRow
+from families import ATSS, CASCADE_MASK_RCNN, MASK_RCNN, RETINANET, SPARSE_RCNN, WITH_MASKS, DetectorRow
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from script_runs import results, weights
 from torch import Tensor, nn
 from training import loop
+from training.detectors import open_detector
 from training.launch import TrainingError
-from transformers import AutoModelForObjectDetection
+from transformers import AutoModelForObjectDetection, DetrForObjectDetection
 
 from hf_pvt.coco_masks import draw_mask, encode_mask
 
@@ -67,7 +69,7 @@ def test_what_a_run_leaves(kind: DetectorRow, data: Path, starts: dict[str, Path
     assert f"pipeline_tag: {'image-segmentation' if kind is MASK_RCNN else 'object-detection'}" in card
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, ATSS, CASCADE_MASK_RCNN, SPARSE_RCNN], ids=str)
 def test_two_processes_are_one_with_the_joint_batch(kind: DetectorRow, tmp_path: Path) -> None:
     """Though images have four objects or one; and 201 images are 201."""
     data = annotated_scenes(tmp_path / "data", 24, 201)
@@ -81,7 +83,7 @@ def test_two_processes_are_one_with_the_joint_batch(kind: DetectorRow, tmp_path:
 
     annotate(data / "train", uneven)
     # Anchors and proposals that are drawn by chance would be others: all are taken.
-    fields = {} if kind is RETINANET else {"rpn_samples": 4096, "box_samples": 1000}
+    fields = {"rpn_samples": 4096, "box_samples": 1000} if kind in WITH_MASKS else {}
     start = detector(tmp_path / "start", kind, **fields)
     values = {"model_name_or_path": start, "drop_path_rate": 0, "scale_lowest": 1, "max_grad_norm": 1, "max_steps": 5}
     # Of a gradient that cancels out but for noise, Adam makes steps that at 1e-3 are seen.
@@ -215,6 +217,30 @@ def test_published_recipes(
     (tmp_path / "out" / "model").rename(tmp_path / "model")
     run([*flags_again, "--resume"])
     assert all(weight.equal(whole[name]) for name, weight in weights(tmp_path / "out").items())
+
+
+def test_the_published_detr_is_one_command(data: Path, tmp_path: Path) -> None:
+    """On a published file; three steps at the rate of four images and one at its tenth, in the backbone at a tenth."""
+    pyramid = tmp_path / "pvt_small.pth"
+    torch.save(reference.checkpoint("pvt-small"), pyramid)
+    values = {"recipe": "coco-50e", "architecture": "detr", "from_backbone": pyramid, "num_train_epochs": 1}
+    values |= dict.fromkeys(("max_steps", "learning_rate", "warmup_steps", "layer_decay"))
+    record = run(flags(data, tmp_path / "out", overlays=1, **values))
+    rate, arguments = 1e-4 * 4 / 16, record["arguments"]
+    assert record["steps"] == 4 and record["peak_learning_rate"] == pytest.approx(rate)
+    published = {"weight_decay": 1e-4, "max_grad_norm": 0.1, "scale_lowest": 0.8, "random_crop": 0.0}
+    assert {name: arguments[name] for name in published} == published
+    assert record["metrics"]["examples"] == 6 and list((tmp_path / "out" / "overlays").rglob("*.png"))
+    model, report = AutoModelForObjectDetection.from_pretrained(tmp_path / "out" / "model", output_loading_info=True)
+    assert type(model) is DetrForObjectDetection and not any(report.values())
+    assert model.config.backbone_config.drop_path_rate == 0.1
+    before = open_detector(None, "detr", str(pyramid), NAMES, seed=arguments["seed"]).state_dict()
+    moved = {True: 0.0, False: 0.0}
+    for name, weight in model.state_dict().items():
+        in_backbone = name.startswith("model.backbone.")
+        moved[in_backbone] = max(moved[in_backbone], (weight - before[name]).abs().max().item())
+    # A step of Adam is at first the rate, and later hardly more.
+    assert rate < moved[False] < 3.2 * rate and rate < 10 * moved[True] < 3.2 * rate
 
 
 def test_the_run_stops_at_nan(data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
