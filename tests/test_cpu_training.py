@@ -12,6 +12,7 @@ import torch
 from families import FAMILIES, PVT_V2_LINEAR, perturb
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 import hf_pvt
@@ -46,6 +47,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(cpu_training, "BAND_BYTES", 1)
     monkeypatch.setattr(cpu_training, "KEPT_BYTES", 1)
     monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", 1)
+    monkeypatch.setattr(cpu_training, "has_fast_blas", lambda: False)  # whatever this processor is
     return calls
 
 
@@ -205,6 +207,27 @@ def test_used_twice(taken: list[tuple[int, ...]]) -> None:
 
     torch.testing.assert_close(twice(module), twice(watched(module)), rtol=1e-10, atol=1e-12)
     assert len(taken) == 2
+
+
+@pytest.mark.parametrize("fast_blas", [True, False])
+def test_linears_by_the_faster_library(fast_blas: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward."""
+    monkeypatch.setattr(cpu_training, "has_fast_blas", lambda: fast_blas)
+    tokens = torch.randn(2, cpu_inference.MIN_ONEDNN_TOKENS, CHANNELS, requires_grad=True)
+    layer = nn.Linear(CHANNELS, CHANNELS)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        cpu_training.linear(layer, tokens).sum().backward()
+    of_blas, of_onednn = {"aten::addmm", "aten::mm"}, {"aten::mkldnn_convolution", "aten::convolution_backward"}
+    called = {event.key for event in profiler.key_averages()}
+    assert called & (of_blas | of_onednn) == (of_blas if fast_blas else of_onednn)
+
+
+@pytest.mark.parametrize("vendor, fast", [("GenuineIntel", True), ("AuthenticAMD", False)])
+def test_whose_processor(vendor: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(cpu_training.Path, "exists", lambda path: True)
+    monkeypatch.setattr(cpu_training.Path, "read_text", lambda path: f"vendor_id\t: {vendor}\n")
+    assert cpu_training.has_fast_blas.__wrapped__() is fast
 
 
 FROZEN = {"dense2": ["dense2"], "filters": ["dwconv"], "before": ["dense1"], "all but dense2": ["dense1", "dwconv"]}

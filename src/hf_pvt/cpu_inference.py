@@ -60,11 +60,13 @@ def survey(model: nn.Module, images: Tensor) -> Iterator[None]:
 
 def _collect_plain(module: nn.Module, plain: set[int]) -> bool:
     """Add the modules that are untouched with all of their parts; whether this one is."""
-    parts = [_collect_plain(part, plain) for part in module._modules.values() if part is not None]
-    if not (all(parts) and is_untouched(module)):
-        return False
-    plain.add(id(module))
-    return True
+    is_plain = is_untouched(module)
+    for part in module._modules.values():
+        if part is not None and not _collect_plain(part, plain):
+            is_plain = False
+    if is_plain:
+        plain.add(id(module))
+    return is_plain
 
 
 def is_eager(tokens: Tensor) -> bool:
@@ -220,13 +222,16 @@ def is_untouched(module: nn.Module) -> bool:
 
 def is_unwatched(module: nn.Module) -> bool:
     """No hooks, no replaced forward, no wrapped or quantised parameters."""
-    return not (
+    if (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or any(
-            type(parameter) is not nn.Parameter for parameter in module._parameters.values() if parameter is not None
-        )
-    )
+    ):
+        return False
+    # A loop, not a generator: hundreds of modules are asked in each forward.
+    for parameter in module._parameters.values():
+        if parameter is not None and type(parameter) is not nn.Parameter:
+            return False
+    return True
