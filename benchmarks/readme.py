@@ -13,7 +13,7 @@ from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
 from hf_pvt.detection.auto_detectors import DETECTORS
 from hf_pvt.detection.published_detectors import PublishedDetector
 
-from . import detection, growth, runtimes, training, training_memory
+from . import detection, growth, profile, runtimes, training, training_memory
 from .models import MODELS
 from .results import RESULTS, Results, load_all
 from .tables import memory_table, origin, time_table
@@ -111,6 +111,10 @@ def growth_table() -> str:
     return of_each_processor(growth.growth_table)
 
 
+def profile_table() -> str:
+    return of_each_processor(profile.profile_table, "profile")
+
+
 def training_memory_tables() -> str:
     """The last run of `benchmarks.training_memory`."""
     results = json.loads((RESULTS / "training_memory.json").read_text())
@@ -142,6 +146,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "bfloat16": speed_tables(time_table, MODELS, dtype="bfloat16"),
         "memory": speed_tables(memory_table, MODELS),
         "training": training_tables(MODELS),
+        "profile": profile_table,
     },
     ROOT / "examples" / "README.md": {"training-memory": training_memory_tables},
 }

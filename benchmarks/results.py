@@ -1,8 +1,9 @@
 """What was measured: a file for each processor, into which every run is merged.
 
 `runs` has each run's versions and best products; `cases` has, for each model and "size, batch", the candidates'
-seconds, page faults and extra MiB of a forward, a number a round, and the run they are from, and `training` those of a
-training step; `gmacs` has those of one image, for each model and size.
+seconds, page faults and extra MiB of a forward, a number a round, and the run they are from, `training` those of a
+training step, and `profile` the seconds of each kind of operator; `gmacs` has those of one image, for each model and
+size.
 """
 
 import json
@@ -17,6 +18,9 @@ from .machine import processor_slug
 RESULTS = Path(__file__).parent / "results"
 SPEED = RESULTS / "speed"
 
+# The parts of which every number names its run.
+MEASURED = ("cases", "training", "profile")
+
 Results = dict[str, Any]
 Case = dict[str, Any]
 
@@ -24,11 +28,11 @@ Case = dict[str, Any]
 def load(processor: dict[str, Any]) -> Results:
     """The results of a processor, empty ones where there are none."""
     path = file_of(processor)
-    return (
-        json.loads(path.read_text())
-        if path.exists()
-        else {"processor": processor, "runs": {}, "gmacs": {}, "cases": {}, "training": {}}
-    )
+    return empty(processor) | (json.loads(path.read_text()) if path.exists() else {})
+
+
+def empty(processor: dict[str, Any]) -> Results:
+    return {"processor": processor, "runs": {}, "gmacs": {}} | {part: {} for part in MEASURED}
 
 
 def load_all() -> list[Results]:
@@ -38,7 +42,7 @@ def load_all() -> list[Results]:
 
 def save(results: Results) -> None:
     """Write all, without the runs that later ones have replaced."""
-    used = runs_of(results["cases"]) | runs_of(results["training"])
+    used = set().union(*(runs_of(results[part]) for part in MEASURED))
     results["runs"] = {run: about for run, about in results["runs"].items() if run in used}
     path = file_of(results["processor"])
     path.parent.mkdir(exist_ok=True, parents=True)

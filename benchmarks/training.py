@@ -12,7 +12,7 @@ measured is merged into the results of this processor, as by `python -m benchmar
 import argparse
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -66,11 +66,8 @@ def build(candidate: str, model: str, checkpointing: bool) -> nn.Module:
     return built
 
 
-def measure_step(candidate: str, model: str, case: Case, seconds_of_samples: float = 3.0) -> dict[str, float]:
-    """Median seconds and page faults of a step, and peak MiB beyond weights, gradients and AdamW's moments.
-
-    To be called in a process of its own.
-    """
+def training_step(candidate: str, model: str, case: Case) -> tuple[Callable[[], None], nn.Module]:
+    """A step, and what it trains. To be called in a process of its own, whose heap it may set."""
     if candidate == "ours":
         from examples.training.heap import keep_large_blocks
 
@@ -81,12 +78,8 @@ def measure_step(candidate: str, model: str, case: Case, seconds_of_samples: flo
     images = torch.randn(case.batch, 3, case.size, case.size)
     if candidate == "timm channels-last":
         images = images.to(memory_format=torch.channels_last)
-    before = memory("VmRSS")
-    seconds: list[float] = []
-    faults = 0
-    while len(seconds) < WARM_UP + SAMPLES or sum(seconds[WARM_UP:]) < seconds_of_samples:
-        faults = page_faults() if len(seconds) == WARM_UP else faults
-        start = time.perf_counter()
+
+    def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16"):
             output = trained(images)
             logits = getattr(output, "logits", output).float()
@@ -96,6 +89,23 @@ def measure_step(candidate: str, model: str, case: Case, seconds_of_samples: flo
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+    return step, trained
+
+
+def measure_step(candidate: str, model: str, case: Case, seconds_of_samples: float = 3.0) -> dict[str, float]:
+    """Median seconds and page faults of a step, and peak MiB beyond weights, gradients and AdamW's moments.
+
+    To be called in a process of its own.
+    """
+    step, trained = training_step(candidate, model, case)
+    before = memory("VmRSS")
+    seconds: list[float] = []
+    faults = 0
+    while len(seconds) < WARM_UP + SAMPLES or sum(seconds[WARM_UP:]) < seconds_of_samples:
+        faults = page_faults() if len(seconds) == WARM_UP else faults
+        start = time.perf_counter()
+        step()
         seconds.append(time.perf_counter() - start)
     del seconds[:WARM_UP]
     states = 3 * sum(parameter.nbytes for parameter in trained.parameters()) / MIB

@@ -1,6 +1,7 @@
 """The benchmarks compute the same function, say why a cell is empty, and lose nothing that was measured before."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from benchmarks import growth, results, runtimes, tables, training
+from benchmarks import growth, profile, results, runtimes, tables, training
 from benchmarks.candidates import CANDIDATES, lacking, missing, ours_config, timm_model
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.models import CASES, MODELS, SEMANTIC_FPN, gmacs, ours
@@ -189,6 +190,28 @@ def test_training_table(folder: Path) -> None:
     assert cells["timm"] == cells["MiB, timm"] == "– (a)" and cells["Transformers"] == "– (b)"
     assert notes == f"(a) {lacking('timm', 'p2t-small', 224)}; (b) {lacking('transformers', 'p2t-small', 224)}"
     assert tables.origin(measured, "training").endswith("torch 1.0")
+
+
+def test_profile(folder: Path) -> None:
+    """Operators by kind and what is beside them are all of a call; so the table."""
+    names = {"mkldnn::_linear_pointwise": "linears", "aten::mkldnn_convolution": "convolutions", "aten::add": "other"}
+    names |= {"aten::_scaled_dot_product_flash_attention_for_cpu_backward": "attention", "aten::gelu_": "activations"}
+    for name, kind in names.items():
+        assert profile.kind(name).startswith(kind)
+    weight, waited = torch.randn(512, 512), 0.02
+
+    def call() -> None:
+        time.sleep(waited)
+        torch.nn.functional.linear(weight, weight)
+
+    measured = profile.shares(call)
+    assert sum(measured[column] for column in profile.COLUMNS) == pytest.approx(measured["seconds"], abs=1e-5)
+    assert measured["linears"] > 0 == measured["convolutions"] and measured[profile.BESIDE] > waited / 2
+    recorded = results.load(PROCESSOR)
+    case = recorded["profile"].setdefault(profile.MODEL, {}).setdefault("224, 1", {})
+    results.record(case, "packed", "first", [dict.fromkeys(("seconds", *profile.COLUMNS), 0.0125)])
+    row = profile.profile_table(recorded).splitlines()[2]
+    assert row == "| packed: 224, 1 | " + " | ".join(["12.5"] * (1 + len(profile.COLUMNS))) + " |"
 
 
 def test_runtimes() -> None:

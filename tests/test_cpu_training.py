@@ -12,6 +12,7 @@ import torch
 from families import FAMILIES, PVT_V2_LINEAR, perturb
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
@@ -207,6 +208,28 @@ def test_used_twice(taken: list[tuple[int, ...]]) -> None:
 
     torch.testing.assert_close(twice(module), twice(watched(module)), rtol=1e-10, atol=1e-12)
     assert len(taken) == 2
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 5), (3, 5), (1, 6)], ids=str)
+def test_low_maps(grid: tuple[int, int], taken: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps lower than the filters are made as high for the convolution, no others, and the gradients are the same."""
+    monkeypatch.setattr(cpu_training, "KEPT_BYTES", 2**30)
+    heights: list[int] = []
+    convolution = F.conv2d
+
+    def spy(feature_map: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        heights.append(feature_map.shape[2])
+        return convolution(feature_map, *args, **kwargs)
+
+    module, _ = small_feed_forward()
+    tokens = torch.randn(BATCH, grid[0] * grid[1], CHANNELS, dtype=torch.float64, requires_grad=True)
+    inputs = (tokens, *module.parameters())
+    expected = torch.autograd.grad(watched(module)(tokens, grid).square().sum(), tokens)
+    monkeypatch.setattr(feed_forward.F, "conv2d", spy)
+    assert torch.autograd.gradcheck(lambda tokens, *_: module(tokens, grid), inputs, fast_mode=True)
+    actual = torch.autograd.grad(module(tokens, grid).square().sum(), tokens)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    assert taken and set(heights) == {max(grid[0], 3)}
 
 
 @pytest.mark.parametrize("fast_blas", [True, False])

@@ -24,6 +24,7 @@ from families import (
     PVT,
     PVT_V2,
     PVT_V2_LINEAR,
+    RETINANET,
     DetectorRow,
     Family,
     perturb,
@@ -101,10 +102,14 @@ def test_any_size(family: Family, role: str, tmp_path: Path) -> None:
     assert_weights_of_8_bits(files[0], files[2])
 
 
-@pytest.mark.parametrize("detector", DENSE, ids=str)
-def test_dense_detector(detector: DetectorRow, tmp_path: Path) -> None:
+# Each detector, and RetinaNet on each family.
+DETECTORS = [*((detector, "pvt_v2") for detector in DENSE), (RETINANET, "pvt"), (RETINANET, "p2t")]
+
+
+@pytest.mark.parametrize("detector, backbone", DETECTORS, ids=str)
+def test_dense_detector(detector: DetectorRow, backbone: str, tmp_path: Path) -> None:
     """The raw outputs; what follows them depends on values."""
-    model = tiny_detector(detector, num_head_convs=1)
+    model = tiny_detector(detector, backbone, num_head_convs=1)
     processor = hf_pvt.detection_image_processor(size={"shortest_edge": 64, "longest_edge": 128})
     onnx_files.export(model, processor, tmp_path, fp16=True, int8=True)
     for name, limit in LIMITS.items():
