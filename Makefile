@@ -56,6 +56,7 @@ benchmark: $(VENV)/test.installed  ## time forwards and training steps against t
 	$(BIN)/python -m benchmarks.onnx_exports
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.detection
 
 $(VENV)/demo.installed $(VENV)/test.installed $(VENV)/dev.installed: $(VENV)/%.installed: pyproject.toml

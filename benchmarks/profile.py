@@ -2,10 +2,10 @@
 
     python -m benchmarks.profile
 
-Each case runs in a fresh process, a few times by the clock and a few times under PyTorch's profiler. What is beside the
-operators, as module calls and checks in Python, is the difference of the two; the profiler makes operators appear a
-little longer, and this a little shorter. At larger sizes products of attention are among the linears: see
-`hf_pvt.cpu_attention`. What is measured is merged into the results of this processor, as by `python -m benchmarks`.
+Each case runs in a fresh process, under PyTorch's profiler, whose own work is in all numbers: some microseconds an
+operator. What is beside the operators, as module calls and checks in Python, is the rest of the time. At larger sizes
+products of attention are among the linears: see `hf_pvt.cpu_attention`. What is measured is merged into the results of
+this processor, as by `python -m benchmarks`.
 """
 
 import statistics
@@ -52,18 +52,14 @@ def shares(call: Callable[[], Any]) -> dict[str, float]:
     """Seconds of a call by kind of operator, and all of it."""
     for _ in range(WARM_UP):
         call()
-    seconds = []
-    for _ in range(REPETITIONS):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        start = time.perf_counter()
         for _ in range(REPETITIONS):
             call()
+        total = (time.perf_counter() - start) / REPETITIONS
     parts = dict.fromkeys(COLUMNS, 0.0)
     for event in profiler.key_averages():
         parts[kind(event.key)] += event.self_cpu_time_total / 1e6 / REPETITIONS
-    total = statistics.median(seconds)
     parts[BESIDE] = total - sum(parts.values())
     return {name: round(value, 6) for name, value in parts.items()} | {"seconds": round(total, 6)}
 

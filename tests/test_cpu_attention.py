@@ -16,7 +16,10 @@ FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
 
 @pytest.fixture
 def banded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shape of the tokens of every attention that goes through in bands; the smallest do, in small bands."""
+    """The shape of the tokens of every attention that goes through in bands; the smallest do, in small bands.
+
+    By oneDNN, whatever this processor is.
+    """
     calls: list[tuple[int, ...]] = []
 
     def spy(*args: Any) -> Tensor:
@@ -24,7 +27,9 @@ def banded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return cpu_attention.in_query_bands(*args)
 
     monkeypatch.setattr(layers, "in_query_bands", spy)
+    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: False)
     monkeypatch.setattr(cpu_attention, "MIN_SCORES", 1)
+    monkeypatch.setattr(cpu_attention, "MIN_QUERY_BYTES", 1)
     for module in (cpu_attention, cpu_inference):
         monkeypatch.setattr(module, "BAND_BYTES", 2**12)
     return calls
@@ -42,12 +47,19 @@ def images(batch: int = 2, height: int = 96, width: int = 64) -> Tensor:
 
 
 @pytest.mark.parametrize("band_bytes", [1, 2**12, 2**30], ids=["queries", "bands", "whole"])
+@pytest.mark.parametrize("fast_blas", [False, True], ids=["onednn", "pytorch"])
 @pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("family", FAMILY)
 def test_same_numbers(
-    family: str, pack: bool, band_bytes: int, banded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    pack: bool,
+    fast_blas: bool,
+    band_bytes: int,
+    banded: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every map equals that of eager attention, for images of a batch that differ."""
+    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: fast_blas)
     monkeypatch.setattr(cpu_attention, "BAND_BYTES", band_bytes)
     model = model_of(family)
     expected = model(images(), output_hidden_states=True, output_attentions=True).hidden_states
@@ -59,9 +71,13 @@ def test_same_numbers(
         torch.testing.assert_close(own, theirs.detach(), rtol=0, atol=2e-6 * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("fast_blas", [False, True], ids=["onednn", "pytorch"])
 @pytest.mark.parametrize(("heads", "queries", "keys"), [(1, 1000, 81), (5, 300, 300)])
-def test_bfloat16_is_as_near_as_products_of_bfloat16(heads: int, queries: int, keys: int) -> None:
+def test_bfloat16_is_as_near_as_products_of_bfloat16(
+    heads: int, queries: int, keys: int, fast_blas: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To what float64 gives: within a rounding or two of what the written-out attention in bfloat16 does."""
+    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: fast_blas)
     if not cpu_attention.has_products(torch.bfloat16):
         pytest.skip("oneDNN has no bfloat16 on this CPU")
     draw = torch.Generator().manual_seed(0)
@@ -87,6 +103,19 @@ def test_small_ones_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch, banded:
     with torch.no_grad():
         model(images())
     assert not banded
+
+
+def test_on_fast_blas_large_ones_alone(monkeypatch: pytest.MonkeyPatch, banded: list[tuple[int, ...]]) -> None:
+    """PyTorch's kernel takes bands of a batch from so many bytes of queries on."""
+    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: True)
+    model = model_of("pvt_v2")
+    largest = 4 * 2 * 24 * 16 * model.config.hidden_sizes[0]
+    for least, shapes in ((largest, {24 * 16}), (largest + 1, set())):
+        monkeypatch.setattr(cpu_attention, "MIN_QUERY_BYTES", least)
+        banded.clear()
+        with torch.no_grad():
+            model(images())
+        assert {shape[1] for shape in banded} == shapes
 
 
 def with_hook(model: nn.Module) -> None:

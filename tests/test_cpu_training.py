@@ -248,9 +248,9 @@ def test_linears_by_the_faster_library(fast_blas: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("vendor, fast", [("GenuineIntel", True), ("AuthenticAMD", False)])
 def test_whose_processor(vendor: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    monkeypatch.setattr(cpu_training.Path, "exists", lambda path: True)
-    monkeypatch.setattr(cpu_training.Path, "read_text", lambda path: f"vendor_id\t: {vendor}\n")
-    assert cpu_training.has_fast_blas.__wrapped__() is fast
+    monkeypatch.setattr(cpu_inference.Path, "exists", lambda path: True)
+    monkeypatch.setattr(cpu_inference.Path, "read_text", lambda path: f"vendor_id\t: {vendor}\n")
+    assert cpu_inference.has_fast_blas.__wrapped__() is fast
 
 
 FROZEN = {"dense2": ["dense2"], "filters": ["dwconv"], "before": ["dense1"], "all but dense2": ["dense1", "dwconv"]}

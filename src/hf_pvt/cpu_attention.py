@@ -1,8 +1,10 @@
 """Attention for inference on a CPU: the same numbers, faster, and without its full-size intermediates.
 
-PyTorch's own kernel multiplies its tiles by the BLAS, and bfloat16 hardly faster than float32. Here a band of queries
-is projected, multiplied with all keys and with all values by oneDNN, and projected back, one head after another. Scores
-stay in the cache; queries and mixed values exist for one band only. `python -m benchmarks` measures it.
+A band of queries is projected, mixed with all keys and values, and projected back: queries and mixed values exist for
+one band only. PyTorch's own kernel multiplies its tiles by the BLAS. Where that is slow, oneDNN multiplies a band with
+all keys and with all values, one head after another, and bands are small enough that scores stay in the cache. On
+Intel's processors PyTorch's kernel is the quicker one, by 3 to 20% of a forward: there bands are large, and only for
+images whose queries are. `python -m benchmarks` measures it.
 
 Legend: see `layers`; R queries of a band.
 """
@@ -11,20 +13,28 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .cpu_inference import keep_bands_on_the_heap
+from .cpu_inference import has_fast_blas, keep_bands_on_the_heap
 
-# Scores of one band, in bytes: small enough for the cache, large enough to keep the calls few.
+# Scores of one head and band, or queries of one band, in bytes: small enough for the cache, large enough to keep the
+# calls few.
 BAND_BYTES = 4 * 2**20
-# Scores of one image and head: below, the calls cost more than the products gain.
+# Scores of one image and head: below, the calls cost more than oneDNN's products gain.
 MIN_SCORES = 80_000
+# Queries of a batch, in bytes: below, PyTorch's kernel takes them all at once.
+MIN_QUERY_BYTES = 8 * 2**20
 
 Project = Callable[[Tensor], Tensor]
 
 
 def pays_off(tokens: Tensor, reduced: Tensor) -> bool:
-    """Whether bands are the faster way for tokens (B, N, C) over reduced ones (B, M, C), on this CPU."""
-    return tokens.shape[1] * reduced.shape[1] >= MIN_SCORES and has_products(tokens.dtype)
+    """Whether bands are the better way for tokens (B, N, C) over reduced ones (B, M, C), on this CPU."""
+    if not has_products(tokens.dtype):
+        return False
+    if has_fast_blas():
+        return tokens.nbytes >= MIN_QUERY_BYTES
+    return tokens.shape[1] * reduced.shape[1] >= MIN_SCORES
 
 
 def has_products(dtype: torch.dtype) -> bool:
@@ -49,23 +59,38 @@ def in_query_bands(
     Returns:
         (B, N, C).
     """
-    # As oneDNN takes the weights of a linear, (outputs, inputs). Of other layouts it has slow code alone.
-    keys = (keys * scaling).contiguous()
-    values = values.transpose(2, 3).contiguous()  # (B, heads, D, M)
+    keys = keys * scaling
+    if has_fast_blas():
+        mix, bytes_of_query = _by_pytorch, tokens.shape[2] * tokens.element_size()
+    else:
+        mix, bytes_of_query = _by_onednn, keys.shape[2] * keys.element_size()
+        # As oneDNN takes the weights of a linear, (outputs, inputs). Of other layouts it has slow code alone.
+        keys, values = keys.contiguous(), values.transpose(2, 3).contiguous()  # (B, heads, M, D), (B, heads, D, M)
+    rows = max(1, BAND_BYTES // bytes_of_query)
     output = torch.empty_like(tokens)
-    rows = max(1, BAND_BYTES // (keys.shape[2] * keys.element_size()))
     keep_bands_on_the_heap()
-    for image, (head_keys, head_values) in enumerate(zip(keys, values, strict=True)):
+    for image in range(len(tokens)):
         for top in range(0, tokens.shape[1], rows):
-            band = query(tokens[image : image + 1, top : top + rows]).squeeze(0)  # (R, C)
-            heads = zip(band.chunk(len(head_keys), dim=1), head_keys, head_values, strict=True)
-            mixed = torch.cat([_mix(*head) for head in heads], dim=1)  # (R, C)
-            output[image, top : top + rows] = project(mixed.unsqueeze(0)).squeeze(0)
+            band = query(tokens[image : image + 1, top : top + rows])  # (1, R, C)
+            output[image, top : top + rows] = project(mix(band, keys[image], values[image])).squeeze(0)
     return output
 
 
-def _mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """One head: (R, D), (M, D), (D, M) -> (R, D)."""
+def _by_pytorch(band: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """(1, R, C), (heads, M, D), (heads, M, D) -> (1, R, C)."""
+    query = band.unflatten(2, (len(keys), -1)).transpose(1, 2)  # (1, heads, R, D)
+    mixed = F.scaled_dot_product_attention(query, keys.unsqueeze(0), values.unsqueeze(0), scale=1.0)
+    return mixed.transpose(1, 2).flatten(2)  # (1, R, C)
+
+
+def _by_onednn(band: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """(1, R, C), (heads, M, D), (heads, D, M) -> (1, R, C)."""
+    heads = zip(band.squeeze(0).chunk(len(keys), dim=1), keys, values, strict=True)
+    return torch.cat([_mix_head(*head) for head in heads], dim=1).unsqueeze(0)
+
+
+def _mix_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """(R, D), (M, D), (D, M) -> (R, D)."""
     scores = _product(query, key)  # (R, M)
     return _product(torch.softmax(scores, dim=1, out=scores), value)
 

@@ -13,10 +13,12 @@ ours: `is_plain_inference` says so and the caller takes its ordinary path.
 Legend: B batch, H x W grid, N = H*W tokens, C channels, E expanded channels, R rows of a band.
 """
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -112,6 +114,14 @@ def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
 def has_enough_tokens(tokens: Tensor) -> bool:
     """Whether tokens (B, N, C) are worth the reordered weight of a convolution."""
     return tokens.shape[0] * tokens.shape[1] >= MIN_ONEDNN_TOKENS
+
+
+@cache
+def has_fast_blas() -> bool:
+    """Whether the BLAS behind `nn.Linear` is as fast as oneDNN: MKL is, on processors of Intel's own."""
+    cpuinfo = Path("/proc/cpuinfo")
+    about = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    return torch.backends.mkl.is_available() and "GenuineIntel" in about
 
 
 def as_convolution(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,10 +15,8 @@ layers, transforms of `torch.func`) takes the ordinary path.
 Legend: B batch, H x W grid, N = H*W tokens, M keys, C channels, E expanded channels.
 """
 
-import platform
 from collections.abc import Callable, Sequence
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +32,7 @@ from .cpu_inference import (
     as_convolution,
     column_map,
     has_enough_tokens,
+    has_fast_blas,
     is_eager,
     is_plain_inference,
     is_unwatched,
@@ -89,14 +88,6 @@ def gains_as_convolution(tokens: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and has_enough_tokens(tokens)
     )
-
-
-@cache
-def has_fast_blas() -> bool:
-    """Whether the BLAS behind `nn.Linear` is as fast as oneDNN: MKL is, on processors of Intel's own."""
-    cpuinfo = Path("/proc/cpuinfo")
-    about = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    return torch.backends.mkl.is_available() and "GenuineIntel" in about
 
 
 def gains_written_out(key: Tensor) -> bool:
