@@ -102,8 +102,8 @@ def test_any_size(family: Family, role: str, tmp_path: Path) -> None:
     assert_weights_of_8_bits(files[0], files[2])
 
 
-# Each detector, and RetinaNet on each family.
-DETECTORS = [*((detector, "pvt_v2") for detector in DENSE), (RETINANET, "pvt"), (RETINANET, "p2t")]
+# Each detector, and RetinaNet on another family.
+DETECTORS = [*((detector, "pvt_v2") for detector in DENSE), (RETINANET, "pvt")]
 
 
 @pytest.mark.parametrize("detector, backbone", DETECTORS, ids=str)
