@@ -130,7 +130,8 @@ def run_main(main: Callable[[], object]) -> None:
     except EXPECTED as error:
         if os.environ.get("HF_PVT_TRACEBACK"):
             raise
-        tqdm.write(f"error: {sentence(error)}", file=sys.stderr)  # on a line of its own, where a bar is shown
+        # On a line of its own where a bar is shown; in one write, into which another process's cannot fall.
+        tqdm.write(f"error: {sentence(error)}\n", file=sys.stderr, end="")
         report = os.environ.get("TORCHELASTIC_ERROR_FILE")  # what torchrun gives as the root cause
         if report:
             Path(report).write_text(json.dumps({"message": sentence(error), "timestamp": int(time.time())}))
