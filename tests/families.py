@@ -148,10 +148,11 @@ BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
-def tiny_detector(detector: DetectorRow, backbone: str = "pvt_v2", **overrides: Any) -> Any:
+def tiny_detector(detector: DetectorRow, backbone: str | PreTrainedConfig = "pvt_v2", **overrides: Any) -> Any:
     """Off its initial values and sure of something, so that there are detections."""
     torch.manual_seed(0)
-    model = detector.model(detector.tiny_config(BACKBONES[backbone](), **overrides)).eval()
+    config = BACKBONES[backbone]() if isinstance(backbone, str) else backbone
+    model = detector.model(detector.tiny_config(config, **overrides)).eval()
     perturb(model, 0.05)
     if detector in DENSE:
         label_branch(model).bias.data.add_(3)
