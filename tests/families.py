@@ -40,6 +40,14 @@ class Family:
         """A configuration of about 0.1 million parameters."""
         return self.config(**(TINY | self.fields | overrides))
 
+    def shallow_config(self, **overrides: Any) -> Any:
+        """For exporters: one block in each stage, and few of P2T's pooled maps.
+
+        They reason for minutes about sizes that are rounded quotients.
+        """
+        pools = {"pool_ratios": ((12, 16), (6,), (3,), (1,))} if issubclass(self.config, hf_pvt.P2tConfig) else {}
+        return self.tiny_config(depths=(1, 1, 1, 1), **pools, **overrides)
+
     @property
     def classes(self) -> tuple[type[PreTrainedModel], ...]:
         return self.model, self.classifier, self.backbone, self.segmenter

@@ -83,6 +83,20 @@ def test_a_new_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-5)
 
 
+def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the weights, by AOTInductor; true at a size larger than any that was traced or compared."""
+    monkeypatch.setattr(onnx_files, "write_files", lambda *_: [])
+    model = tiny(PVT_V2, depths=(1, 1, 1, 1))
+    folder = saved(model, tmp_path / "model")
+    command(export_onnx.main, folder, folder, "--aoti")
+    assert [path.name for path in (folder / "programs").iterdir()] == ["model_aoti.pt2"]
+    assert capsys.readouterr().out.startswith(f"{folder}/programs/model_aoti.pt2: ")
+    images = torch.randn(2, 3, 403, 517)
+    compiled = torch._inductor.aoti_load_package(str(folder / "programs" / "model_aoti.pt2"))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixel_values=images)["logits"], model(images).logits)
+
+
 def test_the_models_own_folder(tmp_path: Path, graphs: None) -> None:
     """Beside the weights, which stay; a second run has to be told to replace."""
     folder = saved(tiny(PVT_V2), tmp_path / "model")

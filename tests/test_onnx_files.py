@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import exported_outputs
 import numpy as np
@@ -30,7 +29,7 @@ from families import (
     perturb,
     tiny_detector,
 )
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
@@ -47,15 +46,9 @@ LIMITS = {onnx_files.PLAIN: 1e-5, onnx_files.HALF: 1e-2}
 def build(family: Family, role: str) -> PreTrainedModel:
     torch.manual_seed(0)
     fields = {"out_indices": [0, 1, 2, 3]} if role == "backbone" else {}
-    model: PreTrainedModel = getattr(family, role)(shallow(family, **fields)).eval()
+    model: PreTrainedModel = getattr(family, role)(family.shallow_config(**fields)).eval()
     perturb(model)
     return model
-
-
-def shallow(family: Family, **fields: Any) -> PreTrainedConfig:
-    # Two of P2T's four pooled maps: the exporter reasons long about sizes that are rounded quotients.
-    pools = {"pool_ratios": ((12, 16), (6, 8), (3, 4), (1, 2))} if family is P2T else {}
-    return family.tiny_config(depths=(1, 1, 1, 1), **pools, **fields)
 
 
 def processor_of(role: str) -> BaseImageProcessor:
@@ -112,7 +105,7 @@ DETECTORS = [*((detector, PVT_V2) for detector in DENSE), (RETINANET, PVT), (RET
 @pytest.mark.parametrize("detector, family", DETECTORS, ids=str)
 def test_dense_detector(detector: DetectorRow, family: Family, tmp_path: Path) -> None:
     """The raw outputs; what follows them depends on values."""
-    model = tiny_detector(detector, shallow(family), num_head_convs=1)
+    model = tiny_detector(detector, family.shallow_config(), num_head_convs=1)
     processor = hf_pvt.detection_image_processor(size={"shortest_edge": 64, "longest_edge": 128})
     onnx_files.export(model, processor, tmp_path, fp16=True, int8=True)
     for name, limit in LIMITS.items():
