@@ -161,9 +161,9 @@ def test_demo_classification(tmp_path: Path) -> None:
 
 
 def test_demo_segmentation(tmp_path: Path) -> None:
-    """Half of the segmenter's run: it has learnt most of the digits, and says that it is not enough."""
-    result = run("demo_segmentation.py", "--steps", 600, "--output_dir", tmp_path)
-    assert 35 <= percentage("mean IoU", result.stdout) < 60
+    """Two steps teach nothing: it saves, loads, draws, and says that it is not enough."""
+    result = run("demo_segmentation.py", "--steps", 2, "--output_dir", tmp_path)
+    assert percentage("mean IoU", result.stdout) < 35
     assert result.returncode == 1 and "the mean IoU is below 60%" in result.stderr
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_p2t.py"} <= {
         file.name for file in (tmp_path / "digit-scenes-p2t").iterdir()

@@ -104,7 +104,7 @@ def test_faults_of_training_steps(tmp_path: Path) -> None:
     """A run soon has next to none in a step; with the flag, as many as ever.
 
     At 640 pixels the images of a step are over 32 MiB: such blocks glibc maps whatever it has learnt. Of smaller ones
-    it may have kept enough by chance.
+    it may have kept enough by chance. A page that faults may be a huge one: how many there are is the system's.
     """
     data = classification_runs.digits(tmp_path / "digits", 32, 0)
     scratch = classification_runs.too_small(tmp_path)
@@ -119,8 +119,7 @@ def test_faults_of_training_steps(tmp_path: Path) -> None:
         last_line(FAULTS_OF_STEPS, *classification_runs.few_steps(data, scratch, tmp_path / name, **values), *flags)
         for name, flags in (("kept", []), ("default", ["--default_heap"]))
     )
-    assert 10 * statistics.median(kept[-3:]) < min(default[-3:])
-    assert min(default[-3:]) > 32 * PAGES
+    assert 10 * statistics.median(kept[-3:]) < statistics.median(default[-3:])
 
 
 def test_forked_processes() -> None:
