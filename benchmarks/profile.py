@@ -8,6 +8,7 @@ products of attention are among the linears: see `hf_pvt.cpu_attention`. What is
 this processor, as by `python -m benchmarks`.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -86,6 +87,7 @@ def profile_table(results: Results) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__.splitlines()[0]).parse_args()
     results, run = load(processor()), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     results["runs"][run] = {"versions": versions(), "rounds": 1}
     print(processor_text(results["processor"]))

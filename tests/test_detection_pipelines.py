@@ -14,6 +14,7 @@ from families import (
     MASK_RCNN,
     RETINANET,
     SPARSE_RCNN,
+    WITH_MASKS,
     DetectorRow,
     tiny_detector,
 )
@@ -64,10 +65,11 @@ def test_object_detection(detector: DetectorRow, as_folder: bool, tmp_path: Path
 
 
 @pytest.mark.parametrize("as_folder", [False, True], ids=["object", "folder"])
-def test_instance_segmentation(as_folder: bool, tmp_path: Path, silent: None) -> None:
-    segmenter = pipeline("image-segmentation", **arguments(MASK_RCNN, tmp_path if as_folder else None))
+@pytest.mark.parametrize("detector", WITH_MASKS, ids=str)
+def test_instance_segmentation(detector: DetectorRow, as_folder: bool, tmp_path: Path, silent: None) -> None:
+    segmenter = pipeline("image-segmentation", **arguments(detector, tmp_path if as_folder else None))
     results = segmenter(PHOTO, subtask="instance", threshold=0.1)
-    model, processor = tiny_detector(MASK_RCNN), hf_pvt.detection_image_processor(size=SMALL)
+    model, processor = tiny_detector(detector), hf_pvt.detection_image_processor(size=SMALL)
     with torch.no_grad():
         output = model(**processor(PHOTO, return_tensors="pt"))
     (expected,) = processor.post_process_instance_segmentation(
