@@ -34,6 +34,8 @@ def growth_table(results: Results) -> str:
     spans = ((first, last), (before, last))
     lines = header("model", *(f"{name}, {low} to {high}" for name in FITTED for low, high in spans))
     for model in MODELS:
+        if not times(results, model, PLOTTED):
+            continue
         cells = [exponent_cell(times(results, model, name), span) for name in FITTED for span in spans]
         lines.append(line(f"`{model}`", *cells))
     return "\n".join(lines)

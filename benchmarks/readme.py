@@ -99,6 +99,15 @@ def of_each_processor(table: Callable[[Results], str], part: str = "cases") -> s
     return "\n\n".join(f"{origin(results, part)}:\n\n{table(results)}" for results in load_all() if results[part])
 
 
+def widest() -> Results:
+    """Of the processor that most models were measured on."""
+    return max(load_all(), key=lambda results: len(results["cases"]))
+
+
+def of_widest(table: Callable[[Results], str]) -> Callable[[], str]:
+    return lambda: f"{origin(widest())}:\n\n{table(widest())}"
+
+
 def speed_tables(table: Callable[..., str], models: Sequence[str], **arguments: str) -> Callable[[], str]:
     return lambda: of_each_processor(lambda results: table(results, models, **arguments))
 
@@ -107,7 +116,7 @@ def training_tables(models: Sequence[str]) -> Callable[[], str]:
     return lambda: of_each_processor(lambda results: training.training_table(results, models), "training")
 
 
-def growth_table() -> str:
+def growth_tables() -> str:
     return of_each_processor(growth.growth_table)
 
 
@@ -136,8 +145,8 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "runtimes": last_run(runtimes),
         "forward": speed_tables(time_table, README_MODELS, dtype="float32"),
         "serving": speed_tables(time_table, README_MODELS, dtype="bfloat16"),
-        "memory": speed_tables(memory_table, README_MODELS),
-        "growth": growth_table,
+        "memory": of_widest(lambda results: memory_table(results, README_MODELS)),
+        "growth": of_widest(growth.growth_table),
         "training": training_tables(README_MODELS),
         "detection": last_run(detection),
     },
@@ -145,6 +154,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "float32": speed_tables(time_table, MODELS, dtype="float32"),
         "bfloat16": speed_tables(time_table, MODELS, dtype="bfloat16"),
         "memory": speed_tables(memory_table, MODELS),
+        "growth": growth_tables,
         "training": training_tables(MODELS),
         "profile": profile_table,
     },
@@ -166,4 +176,4 @@ def render(document: Path) -> str:
 if __name__ == "__main__":
     for document in TABLES:
         document.write_text(render(document))
-    growth.plot(load_all(), PLOT)
+    growth.plot([widest()], PLOT)
