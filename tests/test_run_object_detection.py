@@ -10,7 +10,7 @@ import reference
 import run_object_detection as script
 import torch
 from detection_runs import NAMES, annotate, annotated_scenes, by_hand, detector, flags, launch, run
-from families import ATSS, CASCADE_MASK_RCNN, MASK_RCNN, RETINANET, SPARSE_RCNN, WITH_MASKS, DetectorRow
+from families import ATSS, CASCADE_MASK_RCNN, GFL, MASK_RCNN, RETINANET, SPARSE_RCNN, WITH_MASKS, DetectorRow
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from safetensors.torch import load_file
@@ -69,7 +69,7 @@ def test_what_a_run_leaves(kind: DetectorRow, data: Path, starts: dict[str, Path
     assert f"pipeline_tag: {'image-segmentation' if kind is MASK_RCNN else 'object-detection'}" in card
 
 
-@pytest.mark.parametrize("kind", [*KINDS, ATSS, CASCADE_MASK_RCNN, SPARSE_RCNN], ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, ATSS, GFL, CASCADE_MASK_RCNN, SPARSE_RCNN], ids=str)
 def test_two_processes_are_one_with_the_joint_batch(kind: DetectorRow, tmp_path: Path) -> None:
     """Though images have four objects or one; and 201 images are 201."""
     data = annotated_scenes(tmp_path / "data", 24, 201)

@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 
 
 class LossTerm(NamedTuple):
-    """A sum over a batch, and the number of what it is the mean of, or `least` where there are fewer."""
+    """A sum over a batch, and the number of what it is the mean of, or `least` where the whole batch has fewer."""
 
     total: Tensor
     number: float
@@ -24,11 +24,14 @@ def means(terms: Mapping[str, LossTerm], over_processes: bool) -> dict[str, Tens
             this. As published, each one divides by its own counts, and an image counts more beside poor ones.
     """
     counts = torch.tensor([term.number for term in terms.values()], dtype=torch.float32)
+    processes = 1
     if over_processes and distributed.is_available() and distributed.is_initialized():
+        processes = distributed.get_world_size()
         shared = counts.to(next(iter(terms.values())).total.device)  # NCCL adds up on GPUs alone
         distributed.all_reduce(shared)
-        counts = shared.cpu() / distributed.get_world_size()
+        counts = shared.cpu() / processes
     return {
-        name: term.total / (max(count, term.least) or 1)
+        # `least` is of the joint batch.
+        name: term.total / (max(count, term.least / processes) or 1)
         for (name, term), count in zip(terms.items(), counts.tolist(), strict=True)
     }
