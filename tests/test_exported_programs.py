@@ -23,10 +23,11 @@ def shallow(family: Family) -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", [P2T, PVT_V2], ids=str)
 def test_program(family: Family, tmp_path: Path) -> None:
-    """A `.pt2`."""
+    """A `.pt2`; the sizes of P2T's pooled maps are rounded quotients of the image's."""
     model = shallow(family)
     (file,) = write_programs(model, tmp_path, pt2=True, aoti=False)
     assert file.name == f"programs/{PROGRAM}" and file.change < 1e-5
+    assert file.bytes == (tmp_path / PROGRAM).stat().st_size
     assert_true(torch.export.load(tmp_path / PROGRAM).module(), model)
 
 
