@@ -23,7 +23,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 from .image_inputs import as_label_map, as_list, check_sizes, flat_list, image_size, readable
-from .remote_code import write_remote_code
+from .remote_code import RemoteCodeMixin, write_remote_code
 from .resampling import resized
 
 # Share of the resized image's shorter side that the centre crop keeps: 224 of 256 pixels.
@@ -145,7 +145,7 @@ class SegmentationKwargs(ImagesKwargs, total=False):
     published_resampling: bool
 
 
-class SegmentationMixin(ImageInputsMixin):
+class SegmentationMixin(RemoteCodeMixin, ImageInputsMixin):
     """Keeps the ratio, rounds sides up to a multiple, takes label maps along, and turns logits into label maps.
 
     Args:
@@ -245,10 +245,12 @@ class SegmentationMixin(ImageInputsMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """As Transformers', and with the code beside it, because Transformers has no such processor."""
-        module = type(self).__module__.rpartition(".")[2]
-        names = ("PvtSegmentationImageProcessorPil", "PvtSegmentationImageProcessor")
-        self.auto_map = {"AutoImageProcessor": [f"{module}.{name}" for name in names]}
-        write_remote_code(self, save_directory)
+        vars(self).pop("auto_map", None)  # of the folder that it may come from
+        if (carried := self.class_to_carry()) is not None:
+            module = carried.__module__.rpartition(".")[2]
+            names = ("PvtSegmentationImageProcessorPil", "PvtSegmentationImageProcessor")
+            self.auto_map = {"AutoImageProcessor": [f"{module}.{name}" for name in names]}
+            write_remote_code(carried, save_directory)
         return super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
 
 

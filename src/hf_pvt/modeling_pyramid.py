@@ -28,11 +28,11 @@ from .drawn_layers import Drawn
 from .input_channels import InputChannelsMixin
 from .layers import ReducedAttention
 from .pyramid import Pyramid, PyramidStage
-from .remote_code import family_classes, remote_auto_map, write_remote_code
+from .remote_code import RemoteCodeMixin, family_classes, remote_auto_map, write_remote_code
 from .semantic_fpn import SemanticFpn, semantic_loss
 
 
-class PyramidPreTrainedModel(PackableMixin, InputChannelsMixin, PreTrainedModel):
+class PyramidPreTrainedModel(RemoteCodeMixin, PackableMixin, InputChannelsMixin, PreTrainedModel):
     """What Transformers wants to know of every model here."""
 
     stage_class: type[PyramidStage]
@@ -59,10 +59,10 @@ class PyramidPreTrainedModel(PackableMixin, InputChannelsMixin, PreTrainedModel)
     ) -> None:
         """As Transformers', and with the code beside the weights where Transformers lacks the class."""
         vars(self.config).pop("auto_map", None)  # of the folder that the configuration may come from
-        if self.needs_remote_code:
-            self.config.auto_map = remote_auto_map(self, family_classes(self))
+        if self.needs_remote_code and (carried := self.class_to_carry()) is not None:
+            self.config.auto_map = remote_auto_map(carried, family_classes(carried))
             if is_main_process:
-                write_remote_code(self, save_directory)
+                write_remote_code(carried, save_directory)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from ..image_inputs import as_list
 from ..image_processing_pvt import ImageInputsMixin, channel_statistics, target_size
-from ..remote_code import write_remote_code
+from ..remote_code import RemoteCodeMixin, write_remote_code
 from ..resampling import between_neighbours
 from .coco_annotations import detection_target
 from .post_processing import DetectionPostProcessing
@@ -53,7 +53,7 @@ class DetectionKwargs(ImagesKwargs, total=False):
     category_ids: list[int] | None
 
 
-class PvtDetectionImageProcessor(DetectionPostProcessing, ImageInputsMixin, TorchvisionBackend):  # type: ignore[misc]
+class PvtDetectionImageProcessor(RemoteCodeMixin, DetectionPostProcessing, ImageInputsMixin, TorchvisionBackend):  # type: ignore[misc]
     """Images as the published detectors were evaluated on them, with COCO's annotations as targets.
 
     Args:
@@ -137,8 +137,11 @@ class PvtDetectionImageProcessor(DetectionPostProcessing, ImageInputsMixin, Torc
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
         """As Transformers', and with the code beside it, because Transformers has no such processor."""
-        self.auto_map = {"AutoImageProcessor": f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"}
-        write_remote_code(self, save_directory)
+        vars(self).pop("auto_map", None)  # of the folder that it may come from
+        if (carried := self.class_to_carry()) is not None:
+            module = carried.__module__.rpartition(".")[2]
+            self.auto_map = {"AutoImageProcessor": f"{module}.{carried.__name__}"}
+            write_remote_code(carried, save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 

@@ -23,7 +23,7 @@ from ..drawn_layers import Drawn
 from ..feature_pyramid import FeaturePyramid
 from ..input_channels import InputChannelsMixin
 from ..modeling_pyramid import check_pixel_values
-from ..remote_code import remote_auto_map, write_remote_code
+from ..remote_code import RemoteCodeMixin, remote_auto_map, write_remote_code
 from ..synchronized_batch_norm import SynchronizedBatchNorm2d
 from .configuration_detector import RAW_OUTPUTS, DetectorConfig, divided
 from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
@@ -82,7 +82,7 @@ def backbone_class(config: Any) -> Any:
     return AutoBackbone._model_mapping[type(config)]
 
 
-class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
+class Detector(RemoteCodeMixin, PackableMixin, InputChannelsMixin, PreTrainedModel):
     """Backbone -> neck -> head. See `DetectorOutput`."""
 
     config: DetectorConfig
@@ -273,9 +273,11 @@ class Detector(PackableMixin, InputChannelsMixin, PreTrainedModel):
         self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """As Transformers', and with the code beside the weights, because Transformers has no such detector."""
-        self.config.auto_map = remote_auto_map(self, dict.fromkeys(self.auto_classes, type(self).__name__))
-        if is_main_process:
-            write_remote_code(self, save_directory)
+        vars(self.config).pop("auto_map", None)  # of the folder that the configuration may come from
+        if (carried := self.class_to_carry()) is not None:
+            self.config.auto_map = remote_auto_map(carried, dict.fromkeys(self.auto_classes, carried.__name__))
+            if is_main_process:
+                write_remote_code(carried, save_directory)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     @torch.no_grad()
