@@ -1,0 +1,9 @@
+"""Where things lie in the repository."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+FIXTURES = TESTS / "fixtures"
+SUPPORT = TESTS / "support"
+EXAMPLES = ROOT / "examples"
