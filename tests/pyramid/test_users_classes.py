@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from families import P2T, PVT_V2, RETINANET, tiny_detector
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
@@ -107,6 +109,24 @@ def test_users_configuration(tmp_path: Path) -> None:
     model = AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(model).__name__ == "P2tForImageClassification"
     assert not [path for path in tmp_path.rglob("*.py") if RECOGNISED in path.read_text()]
+
+
+def test_class_that_fsdp_makes(tmp_path: Path) -> None:
+    """FSDP2 puts a class of PyTorch's before ours, whose module is PyTorch's: the folder carries ours all the same."""
+    model = hf_pvt.P2tForImageClassification(P2T.tiny_config())
+    model.save_pretrained(tmp_path / "plain")
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model)
+        model.save_pretrained(tmp_path / "sharded", state_dict=weights)
+    finally:
+        distributed.destroy_process_group()
+    assert type(model).__module__.startswith("torch.")
+    plain, sharded = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("plain", "sharded")
+    )
+    assert plain == sharded
 
 
 SCRIPT = f'''
