@@ -1,10 +1,13 @@
 """The CPU's fast path: the ordinary path's numbers, in less memory, and only where nobody would notice."""
 
 import copy
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import peft
 import pytest
@@ -18,7 +21,6 @@ from transformers import PreTrainedModel
 
 import hf_pvt
 from hf_pvt import cpu_attention, cpu_inference, cpu_training, feed_forward
-from hf_pvt.feed_forward import FeedForward
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
 HUGE = 2**40
@@ -55,19 +57,13 @@ def outputs(model: nn.Module, pixel_values: Tensor) -> list[Tensor]:
 
 def plain(model: nn.Module, pixel_values: Tensor) -> list[Tensor]:
     """The ordinary path's outputs."""
-    with torch.enable_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_training, "is_eager", lambda tokens: False)
+    with torch.enable_grad(), patch.object(cpu_training, "is_eager", lambda tokens: False):
         return outputs(model, pixel_values)
 
 
 def fast(model: nn.Module, pixel_values: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return outputs(model, pixel_values)
-
-
-@cache
-def plain_of_tiny(family: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    return plain(tiny(family, dtype), images(*shape, dtype=dtype))
 
 
 def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -112,24 +108,44 @@ def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return calls
 
 
-@pytest.mark.parametrize("min_tokens", [1, HUGE], ids=["oneDNN", "BLAS"])
-@pytest.mark.parametrize("band_bytes", [1, 2**13, HUGE], ids=["rows", "bands", "whole"])
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 3, 64, 64), (3, 3, 45, 70), (1, 3, 97, 33), (3, 3, 32, 32)],
-    ids=str,
-)
+# Bytes of a band, tokens from which oneDNN multiplies, and images: rows of one image after another, several rows, whole
+# images in groups (of two and one in the second stage), all at once.
+PATHS: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    "rows by oneDNN": (1, 1, (3, 3, 45, 70)),
+    "bands by BLAS": (2**13, HUGE, (1, 3, 97, 33)),
+    "images by oneDNN": (2**13, 1, (3, 3, 32, 32)),
+    "whole by BLAS": (HUGE, HUGE, (1, 3, 64, 64)),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("family", FAMILY)
-def test_same_numbers(
-    family: str, shape: tuple[int, ...], band_bytes: int, min_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_numbers(family: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the bands lie. In float64 to the last digits: in float32 nothing but rounding differs."""
+    band_bytes, min_tokens, shape = PATHS[path]
     monkeypatch.setattr(cpu_inference, "BAND_BYTES", band_bytes)
     monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", min_tokens)
     monkeypatch.setattr(cpu_inference, "keep_bands_on_the_heap", lambda: None)  # HUGE is more than there is
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
-        expected = plain_of_tiny(family, shape, dtype)
-        assert_close(fast(tiny(family, dtype), images(*shape, dtype=dtype)), expected, tolerance)
+        pixel_values = images(*shape, dtype=dtype)
+        expected = plain(tiny(family, dtype), pixel_values)
+        assert_close(fast(tiny(family, dtype), pixel_values), expected, tolerance)
+
+
+@pytest.mark.parametrize("halo", [0, 1])
+def test_row_bands(halo: int) -> None:
+    """Each row of each image once, with the neighbours that there are, in no more bytes than a row or the limit."""
+    for batch, height, width, limit in itertools.product((1, 3, 5), (1, 2, 7, 12), (1, 5), (1, 40, 100, 10**6)):
+        case = batch, height, width, limit
+        times = torch.zeros(batch, height)
+        for band in cpu_inference.row_bands(batch, (height, width), 4, halo, limit):
+            rows = range(*band.rows.indices(height))
+            times[band.images, band.rows] += 1
+            assert band.outer == slice(max(rows.start - halo, 0), min(rows.stop + halo, height)), case
+            count = len(range(*band.images.indices(batch))) * len(rows)
+            assert count == 1 or 4 * width * count <= limit, case
+            assert len(rows) == height or band.images.stop - band.images.start == 1, case
+        assert (times == 1).all(), case
 
 
 def token_shapes(family: str, batch: int, size: int) -> list[tuple[int, ...]]:
@@ -142,48 +158,112 @@ def token_shapes(family: str, batch: int, size: int) -> list[tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILY)
 def test_taken_in_plain_inference(
-    family: str,
-    dtype: torch.dtype,
-    mode: Callable[[], Any],
-    bands: list[tuple[int, ...]],
-    convolutions: list[tuple[int, ...]],
+    family: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]
 ) -> None:
     """By every feed-forward once; by the linears in float32 only."""
-    with mode():
-        tiny(family, dtype)(images(2, 3, 64, 64, dtype=dtype))
-    assert bands == token_shapes(family, 2, 64)
-    assert (len(convolutions) > 6 * len(bands)) == (dtype == torch.float32)
-    assert bool(convolutions) == (dtype == torch.float32)
+    for dtype, mode in (
+        (torch.float32, torch.no_grad),
+        (torch.float32, torch.inference_mode),
+        (torch.float64, torch.no_grad),
+        (torch.bfloat16, torch.inference_mode),
+    ):
+        bands.clear()
+        convolutions.clear()
+        with mode():
+            tiny(family, dtype)(images(2, 3, 64, 64, dtype=dtype))
+        assert bands == token_shapes(family, 2, 64), (dtype, mode)
+        assert (len(convolutions) > 6 * len(bands)) == (dtype == torch.float32), (dtype, mode)
+        assert bool(convolutions) == (dtype == torch.float32), (dtype, mode)
 
 
 @contextmanager
 def global_hook(register: Callable[..., Any]) -> Iterator[None]:
-    seen: list[nn.Module] = []
-    handle = register(lambda module, *_: seen.append(module))
+    handle = register(lambda *_: None)
     try:
         yield
     finally:
         handle.remove()
-    assert any(isinstance(module, FeedForward) for module in seen)
 
 
 CIRCUMSTANCES: dict[str, Callable[[], Any]] = {
+    "gradients": torch.enable_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "global hook": lambda: global_hook(register_module_forward_hook),
     "global pre-hook": lambda: global_hook(register_module_forward_pre_hook),
+    "compilation": lambda: patch.object(torch.compiler, "is_compiling", lambda: True),
+    "tracing": lambda: patch.object(torch.jit, "is_tracing", lambda: True),
 }
 
 
+class Tagged(Tensor):
+    """A tensor that others have extended."""
+
+
+TOKENS: dict[str, Callable[[Tensor], Tensor]] = {
+    "subclass": lambda tokens: tokens.as_subclass(Tagged),
+    "device": lambda tokens: tokens.to("meta"),
+    "strides": lambda tokens: tokens.transpose(1, 2),
+}
+
+
+def are_plain(tokens: Tensor, *modules: nn.Module) -> list[bool]:
+    """What is asked of the modules, the first of which holds the others; a survey before does not change it."""
+    answers = [cpu_inference.is_plain_inference(tokens, module) for module in modules]
+    with cpu_inference.survey(modules[0], tokens):
+        assert [cpu_inference.is_plain_inference(tokens, module) for module in modules] == answers
+    return answers
+
+
 @pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
-@pytest.mark.parametrize("family", FAMILY)
-def test_not_taken_under(
-    family: str, circumstance: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]
-) -> None:
-    model, pixel_values = tiny(family), images(2, 3, 64, 64)
+def test_no_plain_inference_under(circumstance: str) -> None:
+    module, tokens = nn.Linear(4, 4).eval(), torch.zeros(1, 2, 4)
+    with torch.no_grad():
+        assert are_plain(tokens, module) == [True]
+        with CIRCUMSTANCES[circumstance]():
+            assert are_plain(tokens, module) == [False]
+        assert are_plain(tokens, module) == [True]
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_no_plain_inference_of(kind: str) -> None:
+    with torch.no_grad():
+        assert are_plain(TOKENS[kind](torch.zeros(1, 2, 4)), nn.Linear(4, 4).eval()) == [False]
+
+
+def without_a_parameter(part: nn.Module) -> None:
+    """As `torch.func.functional_call` leaves it."""
+    part._parameters["weight"] = part.weight.detach()
+
+
+TOUCH: dict[str, Callable[[nn.Module], Any]] = {
+    "hook": lambda part: part.register_forward_hook(lambda *_: None),
+    "pre-hook": lambda part: part.register_forward_pre_hook(lambda *_: None),
+    "backward hook": lambda part: part.register_full_backward_hook(lambda *_: None),
+    "backward pre-hook": lambda part: part.register_full_backward_pre_hook(lambda *_: None),
+    "replaced forward": lambda part: setattr(part, "forward", part.forward),
+    "replaced parameter": without_a_parameter,
+    "training mode": lambda part: part.train(),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCH)
+def test_a_touched_part_and_what_holds_it_are_not_plain(touch: str) -> None:
+    """The others are. In training the mode does not count."""
+    whole = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4)).eval()
+    group, (touched, sibling), other = whole[0], whole[0], whole[1]
+    TOUCH[touch](touched)
+    with torch.no_grad():
+        answers = are_plain(torch.zeros(1, 2, 4), whole, group, touched, sibling, other)
+    assert answers == [False, False, False, True, True]
+    assert cpu_inference.is_unwatched(touched) == (touch == "training mode")
+    assert cpu_training.is_plain_training(torch.zeros(1, 2, 4), whole) == (touch == "training mode")
+
+
+@pytest.mark.parametrize("circumstance", ["autocast", "global hook", "global pre-hook"])
+def test_not_taken_under(circumstance: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]) -> None:
+    model, pixel_values = tiny("pvt_v2"), images(2, 3, 64, 64)
     with torch.no_grad(), CIRCUMSTANCES[circumstance]():
         actual = outputs(model, pixel_values)
     assert not bands and not convolutions
@@ -215,18 +295,24 @@ WATCH: dict[str, Callable[[nn.Module, list[Tensor]], None]] = {
     "pre-hook": watch_by_pre_hook,
     "replaced forward": watch_by_replaced_forward,
 }
-FEED_FORWARD = ["mlp", "mlp.dense1", "mlp.activation", "mlp.dense2", "mlp.dropout"]
-CONV_FEED_FORWARD = [*FEED_FORWARD, "mlp.inner_activation", "mlp.dwconv", "mlp.dwconv.dwconv"]
-ATTENTION = ["attention.query", "attention.key", "attention.value", "attention.proj"]
-PARTS = [
-    (family, part)
-    for family in FAMILY
-    for part in (*(FEED_FORWARD if family == "pvt" else CONV_FEED_FORWARD), *ATTENTION)
+# Each part once; the families and the ways to watch take turns.
+WATCHED = [
+    ("pvt", "mlp", "hook"),
+    ("pvt", "mlp.dense1", "pre-hook"),
+    ("pvt_v2", "mlp.dense2", "replaced forward"),
+    ("p2t", "mlp.activation", "hook"),
+    ("pvt_v2_linear", "mlp.inner_activation", "replaced forward"),
+    ("pvt_v2", "mlp.dropout", "pre-hook"),
+    ("p2t", "mlp.dwconv", "pre-hook"),
+    ("pvt_v2_linear", "mlp.dwconv.dwconv", "hook"),
+    ("pvt", "attention.query", "replaced forward"),
+    ("pvt_v2", "attention.key", "hook"),
+    ("pvt_v2_linear", "attention.value", "pre-hook"),
+    ("p2t", "attention.proj", "replaced forward"),
 ]
 
 
-@pytest.mark.parametrize("watch", WATCH)
-@pytest.mark.parametrize(("family", "part"), PARTS, ids=[f"{family}-{part}" for family, part in PARTS])
+@pytest.mark.parametrize(("family", "part", "watch"), WATCHED)
 def test_whoever_watches_a_part_sees_all_of_it(
     family: str, part: str, watch: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]
 ) -> None:
@@ -242,7 +328,7 @@ def test_whoever_watches_a_part_sees_all_of_it(
     assert_close(seen, seen_on_the_ordinary_path, 1e-6)
     assert_close(actual, expected, 1e-6)
     all_blocks = token_shapes(family, 2, 64)
-    assert bands == (all_blocks if part in ATTENTION else all_blocks[1:])
+    assert bands == (all_blocks if part.startswith("attention") else all_blocks[1:])
 
 
 def test_the_watched_activation_is_the_expanded_one() -> None:
@@ -253,7 +339,7 @@ def test_the_watched_activation_is_the_expanded_one() -> None:
     assert [tuple(hidden.shape) for hidden in seen] == [(2, 16 * 16, 2 * 16)]
 
 
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize("family", ["pvt", "pvt_v2"])
 def test_monte_carlo_dropout(family: str, bands: list[tuple[int, ...]]) -> None:
     """Dropout alone in training mode, as for uncertainty: it drops, and what it drops on the ordinary path."""
     torch.manual_seed(0)
@@ -272,24 +358,23 @@ def test_monte_carlo_dropout(family: str, bands: list[tuple[int, ...]]) -> None:
     assert not torch.allclose(actual[-1], without[-1], rtol=0.1)
 
 
-ADAPTED: dict[str, list[str]] = {
-    "dense1": ["dense1"],
-    "dense2": ["dense2"],
-    "query and value": ["query", "value"],
-    "all": ["dense1", "dense2", "query", "key", "value", "attention.proj"],
+ADAPTED = {
+    "pvt": ["dense1"],
+    "p2t": ["dense2"],
+    "pvt_v2": ["query", "value"],
+    "pvt_v2_linear": ["dense1", "dense2", "query", "key", "value", "attention.proj"],
 }
 
 
-@pytest.mark.parametrize("adapted", ADAPTED)
-@pytest.mark.parametrize("family", FAMILY)
-def test_low_rank_adapters(family: str, adapted: str, bands: list[tuple[int, ...]]) -> None:
-    """They act as when merged into the weights, on the ordinary path."""
+@pytest.mark.parametrize("family", ADAPTED)
+def test_low_rank_adapters(family: str, bands: list[tuple[int, ...]]) -> None:
+    """They act as when merged into the weights, on the ordinary path; where they are in attention, bands stay."""
     pixel_values = images(2, 3, 64, 64)
     torch.manual_seed(0)
-    lora = peft.LoraConfig(r=4, target_modules=ADAPTED[adapted], init_lora_weights=False)
+    lora = peft.LoraConfig(r=4, target_modules=ADAPTED[family], init_lora_weights=False)
     model = peft.get_peft_model(copy.deepcopy(tiny(family)), lora).eval()
     actual = fast(model, pixel_values)
-    assert bands == (token_shapes(family, 2, 64) if adapted == "query and value" else [])
+    assert bands == (token_shapes(family, 2, 64) if family == "pvt_v2" else [])
     merged = copy.deepcopy(model).merge_and_unload()
     assert_close(actual, plain(merged, pixel_values), 2e-6)
     without = plain(tiny(family), pixel_values)
@@ -318,31 +403,36 @@ def quantised(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, that its quantisation moves house
-@pytest.mark.parametrize("replace", [wrapped, quantised])
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize(
+    ("family", "replace", "dtype"),
+    [
+        # In float64: where the two paths' last digits differ in float32, rounding could go the other way.
+        ("pvt", wrapped, torch.float64),
+        ("pvt_v2", wrapped, torch.float64),
+        ("p2t", quantised, torch.float32),
+    ],
+)
 def test_replaced_linears(
-    family: str, replace: Callable[[PreTrainedModel], PreTrainedModel], bands: list[tuple[int, ...]]
+    family: str,
+    replace: Callable[[PreTrainedModel], PreTrainedModel],
+    dtype: torch.dtype,
+    bands: list[tuple[int, ...]],
 ) -> None:
     """They see all tokens at once: in bands, each would have a scale of its own."""
-    model, pixel_values = replace(copy.deepcopy(tiny(family))), images(2, 3, 64, 64)
+    model, pixel_values = replace(copy.deepcopy(tiny(family, dtype))), images(2, 3, 64, 64, dtype=dtype)
     actual = fast(model, pixel_values)
     assert not bands
     assert_close(actual, plain(model, pixel_values), 1e-6)
-    without = plain(tiny(family), pixel_values)
+    without = plain(tiny(family, dtype), pixel_values)
     assert (actual[-1] - without[-1]).norm() > 1e-3 * without[-1].norm()
 
 
-class Tagged(Tensor):
-    """A tensor that others have extended."""
-
-
-@pytest.mark.parametrize("family", FAMILY)
-def test_tensor_subclasses(family: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]) -> None:
+def test_tensor_subclasses(bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]) -> None:
     pixel_values = images(2, 3, 64, 64)
-    actual = fast(tiny(family), pixel_values.as_subclass(Tagged))
+    actual = fast(tiny("pvt_v2"), pixel_values.as_subclass(Tagged))
     assert not bands and not convolutions
     assert {type(tensor) for tensor in actual} == {Tagged}
-    assert_equal([tensor.as_subclass(Tensor) for tensor in actual], plain(tiny(family), pixel_values))
+    assert_equal([tensor.as_subclass(Tensor) for tensor in actual], plain(tiny("pvt_v2"), pixel_values))
 
 
 class Last(nn.Module):
@@ -369,9 +459,12 @@ def exported(model: nn.Module, pixel_values: Tensor) -> Callable[[Tensor], Tenso
     return torch.export.export(model, (pixel_values,)).module()
 
 
-@pytest.mark.filterwarnings("ignore")  # tracing warns of every size that it fixes
-@pytest.mark.parametrize("capture", [compiled, traced, exported])
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("family", "capture"),
+    [("pvt", compiled), ("p2t", compiled), ("pvt_v2", exported), ("pvt_v2_linear", exported)],
+)
 def test_captured_graphs(
     family: str,
     capture: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]],
@@ -386,20 +479,25 @@ def test_captured_graphs(
     assert_close([actual], plain(tiny(family), pixel_values)[-1:], 1e-6)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # tracing warns of every size that it fixes
 @pytest.mark.parametrize("family", FAMILY)
-def test_a_trace_holds_for_other_sizes(family: str) -> None:
+def test_a_trace_holds_for_other_sizes(
+    family: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]
+) -> None:
+    """It holds the ordinary path, too."""
     with torch.no_grad():
         graph = traced(Last(tiny(family)), images(1, 3, 64, 64))
-        for shape in (3, 3, 97, 131), (1, 3, 32, 32), (1, 3, 256, 192):
-            assert_close([graph(images(*shape))], plain(tiny(family), images(*shape))[-1:], 1e-6)
+        for shape in (2, 3, 64, 64), (3, 3, 97, 131), (1, 3, 32, 32), (1, 3, 256, 192):
+            actual = graph(images(*shape))
+            assert not bands and not convolutions
+            assert_close([actual], plain(tiny(family), images(*shape))[-1:], 1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILY)
-def test_borrowed_weights(family: str, bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]) -> None:
+def test_borrowed_weights(bands: list[tuple[int, ...]], convolutions: list[tuple[int, ...]]) -> None:
     """`torch.func.functional_call` puts tensors of its own in the parameters' places."""
     pixel_values = images(2, 3, 64, 64)
-    model = Last(copy.deepcopy(tiny(family)))
+    model = Last(copy.deepcopy(tiny("p2t")))
     weights = {name: 1.1 * weight.detach() for name, weight in model.named_parameters()}
     with torch.no_grad():
         actual = torch.func.functional_call(model, weights, pixel_values)
@@ -421,12 +519,16 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize(
+    ("family", "batch", "fast_blas"),
+    [("pvt", 1, False), ("pvt_v2", 3, True), ("pvt_v2_linear", 1, True), ("p2t", 2, False)],
+)
 def test_the_expanded_activation_is_never_held_whole(
-    family: str, batch: int, bands: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    family: str, batch: int, fast_blas: bool, bands: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the fast paths nothing is larger than the images themselves."""
+    """On the fast paths nothing is larger than the images themselves, whatever this processor is."""
+    for module in (cpu_attention, cpu_training):
+        monkeypatch.setattr(module, "has_fast_blas", lambda: fast_blas)
     for module in (cpu_inference, cpu_attention, cpu_training):
         monkeypatch.setattr(module, "BAND_BYTES", 2**16)
     monkeypatch.setattr(cpu_training, "KEPT_BYTES", 2**16)
@@ -445,15 +547,18 @@ def test_the_expanded_activation_is_never_held_whole(
     assert trained.nbytes == pixel_values.nbytes
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize(
+    ("family", "memory_format"),
+    [("pvt", torch.channels_last), ("pvt_v2", torch.contiguous_format), ("p2t", torch.channels_last)],
+    ids=str,
+)
 def test_images_are_left_alone(family: str, memory_format: torch.memory_format) -> None:
     pixel_values = images(2, 3, 64, 64).clone(memory_format=memory_format)
     fast(tiny(family), pixel_values)
     assert torch.equal(pixel_values, images(2, 3, 64, 64))
 
 
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize("family", ["pvt", "pvt_v2"])
 def test_tokens_are_left_alone(family: str, bands: list[tuple[int, ...]]) -> None:
     """Activations overwrite what the feed-forward made itself, not what it was given."""
     mlp = tiny(family).encoder.layers[0].blocks[0].mlp
@@ -467,8 +572,15 @@ def test_tokens_are_left_alone(family: str, bands: list[tuple[int, ...]]) -> Non
         assert_close([first], [mlp(tokens, (16, 12)).detach()], 1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=str)
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize(
+    ("family", "dtype", "precision"),
+    [
+        ("pvt", torch.bfloat16, 2**-8),
+        ("pvt_v2", torch.float16, 2**-11),
+        ("pvt_v2_linear", torch.bfloat16, 2**-8),
+        ("p2t", torch.float16, 2**-11),
+    ],
+)
 def test_half_precision(family: str, dtype: torch.dtype, precision: float, bands: list[tuple[int, ...]]) -> None:
     """Both paths lie within a few roundings of float32.
 
@@ -488,20 +600,20 @@ def test_half_precision(family: str, dtype: torch.dtype, precision: float, bands
         assert_close([tensor.float() for tensor in path], expected, 8 * precision)
 
 
-def test_share_of_copies() -> None:
-    """PVTv2-B2 at 512 pixels: less than 3% of the time goes into copies, and every linear goes to oneDNN.
+@pytest.mark.parametrize("fast_blas", [False, True])
+def test_share_of_copies(fast_blas: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PVTv2-B0 at 512 pixels: less than a fifth of what oneDNN reads is copied, and every linear goes to oneDNN.
 
-    Of three passes the least: on a busy machine any kernel may be the one that waits.
+    Counted in numbers: a copy that a convolution makes of its map, or a linear of its tokens, doubles what it reads.
     """
-    model = hf_pvt.PvtV2Model(hf_pvt.variant_config("pvt-v2-b2")).eval()
-    pixel_values = images(1, 3, 512, 512)
-    shares = []
-    with torch.inference_mode():
+    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: fast_blas)
+    model, pixel_values = hf_pvt.PvtV2Model(hf_pvt.variant_config("pvt-v2-b0")).eval(), images(1, 3, 512, 512)
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         model(pixel_values)
-        for _ in range(3):
-            with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                model(pixel_values)
-            times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-            assert times.keys().isdisjoint({"aten::addmm", "aten::_slow_conv2d_forward"})
-            shares.append(times["aten::copy_"] / sum(times.values()))
-    assert min(shares) < 0.03
+    events = profiler.events()
+    assert {event.name for event in events}.isdisjoint({"aten::addmm", "aten::_slow_conv2d_forward"})
+    copied, read = (
+        sum(math.prod(event.input_shapes[0]) for event in events if event.name == name)
+        for name in ("aten::copy_", "aten::mkldnn_convolution")
+    )
+    assert 0 < copied < 0.2 * read

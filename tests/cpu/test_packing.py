@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from families import FAMILIES, MASK_RCNN, PVT_V2, PVT_V2_LINEAR, RETINANET, SPARSE_RCNN, Family, perturb, tiny_detector
+from families import MASK_RCNN, P2T, PVT, PVT_V2, PVT_V2_LINEAR, RETINANET, SPARSE_RCNN, Family, perturb, tiny_detector
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,8 +21,18 @@ import hf_pvt
 from hf_pvt import pack_for_cpu
 from hf_pvt.cpu_packing import Packed
 
-KINDS = ("classifier", "segmenter", "backbone", "model")
-ALL = [(family, kind) for family in (*FAMILIES, PVT_V2_LINEAR) for kind in KINDS]
+ONE, ODD = (1, 3, 64, 64), (3, 3, 97, 130)
+# Each family twice, each kind at both sizes.
+CASES = [
+    (PVT, "classifier", ODD),
+    (PVT, "backbone", ONE),
+    (PVT_V2, "segmenter", ODD),
+    (PVT_V2, "model", ONE),
+    (PVT_V2_LINEAR, "backbone", ODD),
+    (PVT_V2_LINEAR, "classifier", ONE),
+    (P2T, "model", ODD),
+    (P2T, "segmenter", ONE),
+]
 
 
 def tiny(family: Family = PVT_V2, kind: str = "classifier", seed: int = 0) -> Any:
@@ -48,8 +58,7 @@ def close(found: list[Tensor], expected: list[Tensor], share: float = 2e-6) -> N
         torch.testing.assert_close(one.float(), other.float(), rtol=0, atol=share * other.abs().max().item())
 
 
-@pytest.mark.parametrize(("family", "kind"), ALL, ids=lambda value: str(value))
-@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (3, 3, 97, 130)], ids=["one", "odd"])
+@pytest.mark.parametrize(("family", "kind", "shape"), CASES, ids=str)
 def test_the_same_numbers(family: Family, kind: str, shape: tuple[int, ...]) -> None:
     """Of every linear and convolution, at any size and batch; asked for with gradients on or off."""
     model = tiny(family, kind)
@@ -61,7 +70,10 @@ def test_the_same_numbers(family: Family, kind: str, shape: tuple[int, ...]) -> 
     assert not packed(images(*shape))[0][0].requires_grad
 
 
-@pytest.mark.parametrize("name", ["pvt-tiny", "pvt-v2-b0", "pvt-v2-b2-li", "p2t-tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["pvt-v2-b0", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pvt-tiny", "pvt-v2-b2-li", "p2t-tiny"))],
+)
 def test_exact_against_the_recorded_outputs(name: str, tmp_path: Path) -> None:
     """A published checkpoint of each kind, packed, float32 and bfloat16: also the same most likely label."""
     torch.save(reference.checkpoint(name), tmp_path / "published.pth")
@@ -180,6 +192,7 @@ def test_memory_is_not_doubled() -> None:
 # Threads and processes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_it_computes_the_same() -> None:
     """Its layers stay outside of the graphs; who wants one graph is told to compile a plain model."""
@@ -219,6 +232,7 @@ class Predictions(Dataset[Tensor]):
         return tensors(self.model, images(1, 3, 64, 64) + index)[0][0]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_in_a_worker_of_a_data_loader(method: str) -> None:
     packed = pack_for_cpu(tiny())
@@ -227,6 +241,7 @@ def test_in_a_worker_of_a_data_loader(method: str) -> None:
     close([found], [torch.cat(expected)])
 
 
+@pytest.mark.processes
 def test_in_a_forked_server() -> None:
     """After forward passes in the parent."""
     packed = pack_for_cpu(tiny())

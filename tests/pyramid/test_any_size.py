@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from families import FAMILIES, PVT, PVT_V2_LINEAR, Family, perturb
+from families import FAMILIES, P2T, PVT, PVT_V2, PVT_V2_LINEAR, Family, perturb
 from torch.nn import functional as F
 
 import hf_pvt
 from hf_pvt.layers import adaptive_average_pool, tokens_to_map
 from hf_pvt.modeling_p2t import pooled_length
 
-SIZES = [(32, 32), (33, 47), (64, 64), (97, 131), (224, 224), (448, 448), (112, 448), (896, 896), (384, 1280)]
+SIZES = [(32, 32), (33, 47), (97, 131), (112, 448), pytest.param((384, 1280), marks=pytest.mark.slow)]
 ALL = (*FAMILIES, PVT_V2_LINEAR)
 
 
@@ -36,14 +36,13 @@ def test_every_size(family: Family, size: tuple[int, int]) -> None:
         assert not torch.allclose(model(flipped).feature_maps[-1][..., -1, -1], maps[-1][..., -1, -1], atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (97, 131)], ids=str)
 @pytest.mark.parametrize("family", ALL, ids=str)
-def test_batch_invariance(family: Family, size: tuple[int, int]) -> None:
+def test_batch_invariance(family: Family) -> None:
     """An image alone gives what it gives among others."""
     torch.manual_seed(0)
     model = family.classifier(family.tiny_config()).eval()
     perturb(model)
-    images = torch.randn(4, 3, *size)
+    images = torch.randn(4, 3, 97, 131)
     with torch.inference_mode():
         together = model(images).logits
         for index in range(4):
@@ -51,7 +50,7 @@ def test_batch_invariance(family: Family, size: tuple[int, int]) -> None:
             torch.testing.assert_close(alone[0], together[index], rtol=0, atol=1e-5 * together.abs().max().item())
 
 
-@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize(("family", "channels"), [(PVT, 13), (PVT_V2, 4), (P2T, 1)], ids=str)
 def test_channels(family: Family, channels: int) -> None:
     """Every channel counts."""
     torch.manual_seed(0)
@@ -61,11 +60,23 @@ def test_channels(family: Family, channels: int) -> None:
     assert (image.grad.abs().amax((0, 2, 3)) > 0).all()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=str)
+@pytest.mark.parametrize(
+    ("family", "dtype", "tolerance"),
+    [
+        (PVT, torch.float16, 0.01),
+        (PVT_V2, torch.bfloat16, 0.05),
+        (P2T, torch.float16, 0.01),
+        (P2T, torch.bfloat16, 0.05),
+    ],
+    ids=str,
+)
 def test_half_precision(family: Family, dtype: torch.dtype, tolerance: float) -> None:
-    """Close to float32 within what the type holds; float32 images are cast to the model's type."""
+    """Close to float32 within what the type holds; float32 images are cast to the model's type.
+
+    32 channels, as published models have: with 16 or fewer, oneDNN 3.13's strided convolutions are wrong on AMX.
+    """
     torch.manual_seed(0)
-    model = family.classifier(family.tiny_config()).eval()
+    model = family.classifier(family.tiny_config(hidden_sizes=(32, 64, 96, 128))).eval()
     image = torch.randn(2, 3, 97, 131)
     with torch.inference_mode():
         expected = model(image).logits
@@ -74,7 +85,7 @@ def test_half_precision(family: Family, dtype: torch.dtype, tolerance: float) ->
     assert ((output.float() - expected).abs().max() / expected.abs().max()).item() < tolerance
 
 
-@pytest.mark.parametrize("size", [(448, 448), (112, 448), (97, 131), (224, 224)], ids=str)
+@pytest.mark.parametrize("size", [(448, 448), (112, 448), (97, 131)], ids=str)
 def test_pvt_resizes_positions_per_stage(size: tuple[int, int]) -> None:
     """Each stage's own table, bilinear in float64, written out; upstream crashes at 448 and is wrong at 112x448."""
     torch.manual_seed(0)
@@ -128,11 +139,11 @@ def test_p2t_pools_to_pythons_round() -> None:
             assert pooled_length(length, ratio) == max(round(length / ratio), 1), (length, ratio)
 
 
-@pytest.mark.parametrize("size", [(7, 7), (13, 17), (56, 31)], ids=str)
-def test_pooling_by_matrices(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", [(1, 1), (3, 4), (7, 7)], ids=str)
+def test_pooling_by_matrices(target: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The exported form of the pooling equals PyTorch's."""
-    feature_map = torch.randn(2, 5, *size)
-    for target in [(1, 1), (3, 4), (7, 7)]:
+    for size in [(7, 7), (13, 17), (56, 31)]:
+        feature_map = torch.randn(2, 5, *size)
         expected = F.adaptive_avg_pool2d(feature_map, target)
         assert torch.equal(adaptive_average_pool(feature_map, target), expected)
         with monkeypatch.context() as patch:

@@ -19,8 +19,15 @@ from transformers import (
 import hf_pvt
 from hf_pvt import VARIANTS
 
-RECORDED_FEATURES = [(v, size) for v in VARIANTS for size in reference.recorded_sizes(v, "features")]
-RECORDED_SEGMENTATIONS = [(v, size) for v in VARIANTS for size in reference.recorded_sizes(v, "semantic_fpn")]
+QUICK = {"pvt-tiny", "pvt-v2-b0", "pvt-v2-b2-li", "p2t-tiny"}
+
+
+def in_tiers(variants: Iterable[str]) -> list[Any]:
+    """Parameters of a test: all but a few variants are slow."""
+    return [variant if variant in QUICK else pytest.param(variant, marks=pytest.mark.slow) for variant in variants]
+
+
+RECORDED_FEATURES = [variant for variant in VARIANTS if [*reference.recorded_sizes(variant, "features")]]
 
 
 def load(weights: dict[str, torch.Tensor], path: Path) -> PreTrainedModel:
@@ -28,7 +35,7 @@ def load(weights: dict[str, torch.Tensor], path: Path) -> PreTrainedModel:
     return hf_pvt.load_original(path)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", in_tiers(VARIANTS))
 def test_logits(variant: str, tmp_path: Path) -> None:
     """The published checkpoint, recognised by itself, gives the published logits on both paths."""
     model = load(reference.checkpoint(variant), tmp_path / "published.pth")
@@ -42,8 +49,26 @@ def test_logits(variant: str, tmp_path: Path) -> None:
         assert reference.relative_error(model(image).logits, expected) < tolerance
 
 
-@pytest.mark.parametrize(("variant", "size"), RECORDED_FEATURES, ids=str)
-def test_features(variant: str, size: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", in_tiers(VARIANTS))
+def test_segmentations(variant: str, tmp_path: Path) -> None:
+    """MMSegmentation's checkpoint, recognised by itself, gives the published logits on both paths, and once saved."""
+    segmenter = load(reference.segmentation_checkpoint(variant), tmp_path / "published.pth")
+    segmenter.save_pretrained(tmp_path / "saved")
+    saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+    sizes = list(reference.recorded_sizes(variant, "semantic_fpn"))
+    assert sizes
+    for size in sizes:
+        shape, samples = reference.segmentation_logits(variant, *size)
+        image = reference.image(*size)
+        with torch.inference_mode():
+            fast = [segmenter(image).logits, saved(image).logits]
+        for logits in (segmenter(image).logits.detach(), *fast):
+            assert tuple(logits.shape) == shape, size
+            assert reference.relative_error(reference.samples(logits, 2048), samples) < 1e-5, size
+
+
+@pytest.mark.parametrize("variant", in_tiers(RECORDED_FEATURES))
+def test_features(variant: str, tmp_path: Path) -> None:
     """The backbone, opened from the saved base model, gives the published maps, also at sizes 32 does not divide."""
     base = load(reference.segmentation_backbone(variant), tmp_path / "published.pth")
     base.save_pretrained(tmp_path / "saved")
@@ -52,26 +77,12 @@ def test_features(variant: str, size: tuple[int, int], tmp_path: Path) -> None:
         tmp_path / "saved", out_indices=[0, 1, 2, 3], output_loading_info=True
     )
     assert not any(info.values()), info
-    with torch.inference_mode():
-        maps = backbone(reference.image(*size)).feature_maps
-    for feature_map, (shape, samples) in zip(maps, reference.features(variant, *size), strict=True):
-        assert tuple(feature_map.shape) == shape
-        assert reference.relative_error(reference.samples(feature_map), samples) < 1e-5
-
-
-@pytest.mark.parametrize(("variant", "size"), RECORDED_SEGMENTATIONS, ids=str)
-def test_segmentations(variant: str, size: tuple[int, int], tmp_path: Path) -> None:
-    """MMSegmentation's checkpoint, recognised by itself, gives the published logits on both paths, and once saved."""
-    segmenter = load(reference.segmentation_checkpoint(variant), tmp_path / "published.pth")
-    segmenter.save_pretrained(tmp_path / "saved")
-    saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")
-    shape, samples = reference.segmentation_logits(variant, *size)
-    image = reference.image(*size)
-    with torch.inference_mode():
-        fast = [segmenter(image).logits, saved(image).logits]
-    for logits in (segmenter(image).logits.detach(), *fast):
-        assert tuple(logits.shape) == shape
-        assert reference.relative_error(reference.samples(logits, 2048), samples) < 1e-5
+    for size in reference.recorded_sizes(variant, "features"):
+        with torch.inference_mode():
+            maps = backbone(reference.image(*size)).feature_maps
+        for feature_map, (shape, samples) in zip(maps, reference.features(variant, *size), strict=True):
+            assert tuple(feature_map.shape) == shape, size
+            assert reference.relative_error(reference.samples(feature_map), samples) < 1e-5, size
 
 
 def test_segmentation_loss(tmp_path: Path) -> None:
@@ -84,15 +95,6 @@ def test_segmentation_loss(tmp_path: Path) -> None:
     assert loss * share == pytest.approx(reference.segmentation_loss(), rel=1e-6)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_epsilons(variant: str) -> None:
-    """Both of the published ones: a wrong one moves the logits by less than the tolerance above."""
-    for name, module in on_meta(variant, AutoModelForImageClassification, 1000).named_modules():
-        if isinstance(module, nn.LayerNorm):
-            is_reduction = name.endswith((".patch_embedding.layer_norm", ".attention.layer_norm"))
-            assert module.eps == (1e-5 if is_reduction else 1e-6), name
-
-
 def on_meta(variant: str, auto_class: Any, num_labels: int) -> PreTrainedModel:
     with torch.device("meta"):
         config = hf_pvt.variant_config(variant, num_labels=num_labels, attn_implementation="eager")
@@ -103,15 +105,6 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_parameters(variant: str) -> None:
-    """With the classifier of 1,000 classes; of the segmenter with 150, without the one of the pyramid."""
-    classifier = on_meta(variant, AutoModelForImageClassification, 1000)
-    segmenter = on_meta(variant, AutoModelForSemanticSegmentation, 150)
-    assert count(classifier.parameters()) == VARIANTS[variant].parameters
-    assert count(segmenter.parameters()) == VARIANTS[variant].fpn_parameters
-
-
 def gmacs(model: PreTrainedModel, size: int) -> float:
     """One multiply-accumulate is two operations."""
     with FlopCounterMode(display=False) as counter:
@@ -119,11 +112,20 @@ def gmacs(model: PreTrainedModel, size: int) -> float:
     return counter.get_total_flops() / 2e9
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_gmacs(variant: str) -> None:
-    """To all digits of the papers' tables."""
+@pytest.mark.parametrize("variant", in_tiers(VARIANTS))
+def test_numbers_of_the_papers(variant: str) -> None:
+    """Parameters and GMACs, to all digits of the tables, of the classifier of 1,000 classes and the segmenter of 150.
+
+    Both of the published epsilons, too: a wrong one moves the logits by less than the tolerance above.
+    """
     classifier = on_meta(variant, AutoModelForImageClassification, 1000)
     segmenter = on_meta(variant, AutoModelForSemanticSegmentation, 150)
+    assert count(classifier.parameters()) == VARIANTS[variant].parameters
+    assert count(segmenter.parameters()) == VARIANTS[variant].fpn_parameters
+    for name, module in classifier.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            is_reduction = name.endswith((".patch_embedding.layer_norm", ".attention.layer_norm"))
+            assert module.eps == (1e-5 if is_reduction else 1e-6), name
     assert round(gmacs(classifier, 224), 3) == VARIANTS[variant].gmacs_224
     assert round(gmacs(segmenter, 512), 2) == VARIANTS[variant].fpn_gmacs_512
 
