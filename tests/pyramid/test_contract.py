@@ -196,16 +196,18 @@ def test_backbone_maps_are_hidden_states(family: Family) -> None:
 
 
 def test_attentions(family: Family) -> None:
-    """One matrix (B, heads, N, M) per block, rows summing to one, though SDPA gives none."""
+    """One matrix (B, heads, N, M) per block, rows summing to one, whatever implementation is set."""
     model = build(family)
-    output = model(IMAGES, output_attentions=True)
     config = model.config
     heads = [h for h, depth in zip(config.num_attention_heads, config.depths, strict=True) for _ in range(depth)]
-    assert [weights.shape[1] for weights in output.attentions] == heads
-    for weights in output.attentions:
-        assert weights.shape[0] == 2
-        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    torch.testing.assert_close(output.logits, model(IMAGES).logits)
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        output = model(IMAGES, output_attentions=True)
+        assert [weights.shape[1] for weights in output.attentions] == heads, implementation
+        for weights in output.attentions:
+            assert weights.shape[0] == 2
+            torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        torch.testing.assert_close(output.logits, model(IMAGES).logits)
 
 
 def test_pooled_output(family: Family) -> None:
