@@ -56,7 +56,6 @@ def data_url(image: Image.Image) -> str:
         (683, 512, (704, 512)),
         (33, 33, (512, 512)),
     ),
-    ids=str,
 )
 def test_sizes(backend: Any, height: int, width: int, expected: tuple[int, int]) -> None:
     batch = backend()(np.zeros((height, width, 3), dtype=np.uint8), return_tensors="pt")
@@ -232,7 +231,6 @@ def test_label_maps(backend: Any, label_map: Any) -> None:
 @pytest.mark.parametrize(
     ("backend", "shape", "expected"),
     in_turn(((1, 1, 7), (1, 7)), ((7, 1, 1), (7, 1)), ((1, 7, 1), (7, 1)), ((1, 1, 1), (1, 1))),
-    ids=str,
 )
 def test_label_maps_one_pixel_wide(backend: Any, shape: tuple[int, ...], expected: tuple[int, int]) -> None:
     """The first dimension is the channel where it is 1, otherwise the last."""
