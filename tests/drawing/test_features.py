@@ -10,13 +10,11 @@ from sklearn.decomposition import PCA
 import hf_pvt
 from hf_pvt.drawing_features import as_colours, draw_features, principal_components
 
-RANDOM = np.random.default_rng(0)
 
-
-@pytest.mark.parametrize("shape", [(64, 9, 13), (7, 30, 20), (256, 4, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 30, 20), (256, 4, 5)], ids=str)
 def test_components(shape: tuple[int, ...]) -> None:
     """Those of scikit-learn, signs too, though it takes another way (of vectors or of channels the fewer)."""
-    feature_map = torch.from_numpy(RANDOM.normal(3, RANDOM.uniform(0.1, 2, (shape[0], 1, 1)), shape))
+    feature_map = torch.from_numpy(np.random.normal(3, np.random.uniform(0.1, 2, (shape[0], 1, 1)), shape))
     expected = PCA(3, svd_solver="full").fit_transform(feature_map.flatten(1).T.numpy())
     np.testing.assert_allclose(principal_components(feature_map).reshape(-1, 3), expected, atol=1e-9)
 
@@ -36,24 +34,26 @@ def test_colours() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (2, 4, 4), (1, 6, 6)], ids=str)
 def test_few_vectors_or_channels(shape: tuple[int, ...]) -> None:
-    feature_map = torch.from_numpy(RANDOM.normal(size=shape))
+    feature_map = torch.from_numpy(np.random.normal(size=shape))
     colours = as_colours(feature_map)
     directions = min(shape[0], shape[1] * shape[2] - 1)
     assert [bool((colours[..., c] != 128).any()) for c in range(3)] == [c < directions for c in range(3)]
 
 
 def test_rounding_is_not_drawn() -> None:
-    feature_map = 100 + 1e-5 * torch.from_numpy(RANDOM.normal(size=(8, 6, 6)))
+    feature_map = 100 + 1e-5 * torch.from_numpy(np.random.normal(size=(8, 6, 6)))
     assert (as_colours(feature_map) == 128).all()
     assert (as_colours(feature_map - 100) != 128).any()
 
 
-@pytest.mark.parametrize("kind", ["classifier", "segmenter", "backbone"])
+@pytest.mark.parametrize(
+    ("family", "kind"), list(zip(FAMILIES, ("classifier", "segmenter", "backbone"), strict=True)), ids=str
+)
 def test_picture(family: Family, kind: str) -> None:
     """The four maps of `output_hidden_states`, each of its pixels a rectangle, beside the image."""
     torch.manual_seed(0)
     model = getattr(family, kind)(family.tiny_config()).eval()
-    image = Image.fromarray(RANDOM.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.randint(0, 256, (64, 96, 3), dtype=np.uint8))
     picture = np.asarray(draw_features(model, image))
     panels = picture[-160:]  # 240 x 160 pixels each
     processor = hf_pvt.segmentation_image_processor(do_resize=False)
@@ -75,7 +75,7 @@ def test_picture(family: Family, kind: str) -> None:
 def test_shape_and_processor() -> None:
     """Panels have the image's shape; the processor's size is that of the maps."""
     model = PVT_V2.classifier(PVT_V2.tiny_config()).eval()
-    image = Image.fromarray(RANDOM.integers(0, 256, (200, 100, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.randint(0, 256, (200, 100, 3), dtype=np.uint8))
     processor = hf_pvt.classification_image_processor(crop_size=56)
     picture = np.asarray(draw_features(model, image, processor))
     with torch.inference_mode():

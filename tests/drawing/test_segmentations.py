@@ -10,12 +10,11 @@ from PIL import Image
 from hf_pvt.drawing import distinct_colour, draw_segmentation, side_by_side
 
 NAMES = {label: f"label {label}" for label in range(150)} | {1: "sky", 2: "a rather long name of a label"}
-RANDOM = np.random.default_rng(0)
 Colours = set[tuple[int, ...]]
 
 
 def photo(width: int, height: int) -> np.ndarray:
-    return RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.random.randint(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def stripes(width: int, height: int, *labels: int) -> np.ndarray:
@@ -37,8 +36,9 @@ def colours_of(pixels: np.ndarray) -> Colours:
     return {tuple(map(int, colour)) for colour in np.unique(flat[flat.min(1) != flat.max(1)], axis=0)}
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("size", [(64, 64), (90, 200), (500, 400)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "alpha"), [((64, 64), 0.0), ((90, 200), 0.3), ((500, 400), 0.5), ((64, 64), 1.0)], ids=str
+)
 def test_overlay(size: tuple[int, int], alpha: float) -> None:
     """The blend inside, the colour itself on a border, ignored pixels as they were, the legend outside."""
     image, mask = photo(*size), stripes(*size, 1, 255, 2)
@@ -54,7 +54,7 @@ def test_overlay(size: tuple[int, int], alpha: float) -> None:
     assert colours_of(legend_of(picture, *size)) == {(250, 10, 0), (0, 9, 99)}
 
 
-@pytest.mark.parametrize("size", [(64, 64), (30, 300), (300, 20), (400, 300), (900, 900), (2000, 1500)], ids=str)
+@pytest.mark.parametrize("size", [(64, 64), (30, 300), (300, 20), (400, 300), (900, 900)], ids=str)
 def test_legend_is_whole(size: tuple[int, int]) -> None:
     """It lies outside the image with an empty margin around it, and grows with the image."""
     picture = draw_segmentation(photo(*size), stripes(*size, *range(40)), NAMES)

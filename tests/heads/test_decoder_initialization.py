@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import Family
+from families import P2T, PVT, PVT_V2, Family
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -55,7 +55,7 @@ def test_statistics(family: Family, start: Start, tmp_path: Path) -> None:
     assert len(biases) == 4 + 4 + 7 + 1 and not any(bias.any() for bias in biases.values())
 
 
-@pytest.mark.parametrize("start", [fresh, from_a_classifier])
+@pytest.mark.parametrize(("family", "start"), [(PVT, fresh), (PVT_V2, from_a_classifier), (P2T, fresh)])
 def test_the_first_loss_is_that_of_a_guess(family: Family, start: Start, tmp_path: Path) -> None:
     """With 150 labels ln 150 = 5.01; the backbone's rules gave 5.5 to 7.6."""
     torch.manual_seed(0)

@@ -26,9 +26,16 @@ def published(photo: Image.Image, crop_size: int) -> tuple[torch.Tensor, torch.T
 
 
 @pytest.mark.parametrize("processor_class", [PvtImageProcessor, PvtImageProcessorPil])
-@pytest.mark.parametrize("crop_size", [224, 384])
-@pytest.mark.parametrize("size", [(640, 427), (500, 400), (300, 300), (427, 640)], ids=str)
-@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+@pytest.mark.parametrize(
+    ("name", "size", "crop_size"),
+    [
+        ("china.jpg", (640, 427), 224),
+        ("flower.jpg", (500, 400), 384),
+        ("flower.jpg", (300, 300), 224),
+        ("china.jpg", (427, 640), 384),
+    ],
+    ids=str,
+)
 def test_published_evaluation(name: str, size: tuple[int, int], crop_size: int, processor_class: type) -> None:
     photo = Image.fromarray(load_sample_image(name)).resize(size)
     settings = hf_pvt.classification_image_processor(crop_size).to_dict()

@@ -2,6 +2,7 @@
 
 import base64
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,11 @@ STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 backends = pytest.mark.parametrize("backend", BACKENDS, ids=["torchvision", "pil"])
 
 
+def in_turn(*cases: Any) -> list[tuple[Any, ...]]:
+    """Each case with one backend: what is tested is written once for both, so they take turns."""
+    return [(backend, *case) for backend, case in zip(cycle(BACKENDS), cases, strict=False)]
+
+
 def pixels(batch: Any) -> torch.Tensor:
     """The first image as 0 to 255, (3, H, W)."""
     return (torch.as_tensor(batch["pixel_values"][0]) * STD + MEAN) * 255
@@ -40,18 +46,16 @@ def data_url(image: Image.Image) -> str:
 # Sizes
 
 
-@backends
 @pytest.mark.parametrize(
-    ("height", "width", "expected"),
-    [
+    ("backend", "height", "width", "expected"),
+    in_turn(
         (427, 640, (512, 768)),  # 512 x 767.4
         (512, 512, (512, 512)),
         (100, 1000, (224, 2048)),  # the longer side ends at 2048: 204.8 x 2048
         (1000, 100, (2048, 224)),
         (683, 512, (704, 512)),
         (33, 33, (512, 512)),
-    ],
-    ids=str,
+    ),
 )
 def test_sizes(backend: Any, height: int, width: int, expected: tuple[int, int]) -> None:
     batch = backend()(np.zeros((height, width, 3), dtype=np.uint8), return_tensors="pt")
@@ -73,11 +77,18 @@ def test_other_sizes(backend: Any) -> None:
 # Pixels
 
 
-@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
 @pytest.mark.parametrize(
-    "image",
-    [PHOTO, Image.fromarray(data.astronaut()), Image.fromarray(data.coins()), np.asarray(PHOTO), data_url(PHOTO)],
-    ids=["photo", "astronaut", "coins", "array", "data URL"],
+    ("image", "resample"),
+    [
+        (PHOTO, Image.Resampling.BILINEAR),
+        (PHOTO, Image.Resampling.BICUBIC),
+        (PHOTO, Image.Resampling.NEAREST),
+        (Image.fromarray(data.astronaut()), Image.Resampling.BICUBIC),
+        (Image.fromarray(data.coins()), Image.Resampling.BILINEAR),
+        (np.asarray(PHOTO), Image.Resampling.BICUBIC),
+        (data_url(PHOTO), Image.Resampling.NEAREST),
+    ],
+    ids=["bilinear", "bicubic", "nearest", "astronaut", "coins", "array", "data URL"],
 )
 def test_backends_agree(image: Any, resample: Image.Resampling) -> None:
     """Enlarged and reduced; the filter may be PIL's, its number, or torchvision's."""
@@ -164,8 +175,7 @@ MODES = (
 )  # fmt: skip
 
 
-@backends
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("backend", "mode"), in_turn(*((mode,) for mode in MODES)))
 def test_modes(backend: Any, mode: str) -> None:
     image, seen = of_mode(mode)
     actual = pixels(backend(do_resize=False)(image))
@@ -173,8 +183,7 @@ def test_modes(backend: Any, mode: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3)
 
 
-@backends
-@pytest.mark.parametrize("values", [[-1, 255], [0, 256]], ids=str)
+@pytest.mark.parametrize(("backend", "values"), in_turn(([-1, 255],), ([0, 256],)))
 def test_integers_that_are_no_image(backend: Any, values: list[int]) -> None:
     with pytest.raises(ValueError, match=f"of int64 holds {values[0]} to {values[1]}, expected 0 to 255"):
         backend()(np.array([values]))
@@ -196,19 +205,18 @@ def test_files(backend: Any, tmp_path: Path) -> None:
 LABELS = np.random.RandomState(0).randint(0, 151, (48, 64))
 
 
-@backends
 @pytest.mark.parametrize(
-    "label_map",
-    [
-        LABELS,
-        LABELS.astype(np.uint8),
-        torch.from_numpy(LABELS),
-        Image.fromarray(LABELS.astype(np.uint8)),
-        Image.fromarray(LABELS.astype(np.uint8), "P"),
-        Image.fromarray(LABELS.astype(np.uint16)),
-        LABELS[None],
-        LABELS[..., None],
-    ],
+    ("backend", "label_map"),
+    in_turn(
+        (LABELS,),
+        (LABELS.astype(np.uint8),),
+        (torch.from_numpy(LABELS),),
+        (Image.fromarray(LABELS.astype(np.uint8)),),
+        (Image.fromarray(LABELS.astype(np.uint8), "P"),),
+        (Image.fromarray(LABELS.astype(np.uint16)),),
+        (LABELS[None],),
+        (LABELS[..., None],),
+    ),
     ids=["int64", "uint8", "tensor", "grey", "palette", "16 bit", "channel first", "channel last"],
 )
 def test_label_maps(backend: Any, label_map: Any) -> None:
@@ -220,9 +228,9 @@ def test_label_maps(backend: Any, label_map: Any) -> None:
     assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:]
 
 
-@backends
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((1, 1, 7), (1, 7)), ((7, 1, 1), (7, 1)), ((1, 7, 1), (7, 1)), ((1, 1, 1), (1, 1))], ids=str
+    ("backend", "shape", "expected"),
+    in_turn(((1, 1, 7), (1, 7)), ((7, 1, 1), (7, 1)), ((1, 7, 1), (7, 1)), ((1, 1, 1), (1, 1))),
 )
 def test_label_maps_one_pixel_wide(backend: Any, shape: tuple[int, ...], expected: tuple[int, int]) -> None:
     """The first dimension is the channel where it is 1, otherwise the last."""
@@ -231,8 +239,7 @@ def test_label_maps_one_pixel_wide(backend: Any, shape: tuple[int, ...], expecte
     assert np.array_equal(batch["labels"][0], labels.reshape(expected))
 
 
-@backends
-@pytest.mark.parametrize("setting", ["do_center_crop", "do_pad"])
+@pytest.mark.parametrize(("backend", "setting"), in_turn(("do_center_crop",), ("do_pad",)))
 def test_label_maps_are_not_cropped(backend: Any, setting: str) -> None:
     """Nor padded: said, where labels would end beside their pixels."""
     processor = backend(crop_size={"height": 32, "width": 32}, **{setting: True})
@@ -251,16 +258,15 @@ def test_reduced_labels(backend: Any) -> None:
     assert np.array_equal(backend(do_resize=False)(image, labels)["labels"][0], labels)
 
 
-@backends
 @pytest.mark.parametrize(
-    ("label_map", "message"),
-    [
+    ("backend", "label_map", "message"),
+    in_turn(
         (np.zeros((48, 64, 3), dtype=np.uint8), r"one integer label per pixel \(H, W\), got shape \(48, 64, 3\)"),
         (Image.fromarray(RGB), r"got shape \(48, 64, 3\) of uint8; save colour-coded masks"),
         (np.zeros((48, 64)), "got shape .* of float64"),
         (np.zeros((48, 63), dtype=int), r"image 0 is 48x64 pixels \(height x width\), its label map 48x63"),
         ([LABELS, LABELS], "got 2 label maps for 1 images"),
-    ],
+    ),
     ids=["three channels", "colours", "floats", "size", "count"],
 )
 def test_bad_label_maps(backend: Any, label_map: Any, message: str) -> None:
@@ -271,8 +277,7 @@ def test_bad_label_maps(backend: Any, label_map: Any, message: str) -> None:
 # From logits to label maps
 
 
-@backends
-@pytest.mark.parametrize("labels_at_once", [1, 16, 37])
+@pytest.mark.parametrize(("backend", "labels_at_once"), in_turn((1,), (16,), (37,)))
 def test_post_processing(backend: Any, labels_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """argmax of the logits resized to each image's size, more labels than are resized at once."""
     monkeypatch.setattr(hf_pvt.image_processing_pvt, "LOGITS_AT_ONCE", labels_at_once * 48 * 64)

@@ -1,6 +1,7 @@
 """What Transformers expects of a model: saving, initialisation, outputs, labels, checkpointing, pipelines."""
 
 import logging
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,11 @@ def assert_same(output: Any, expected: Any, **tolerance: float) -> None:
 # Saving and loading
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("role", ROLES)
+FLOAT32 = [(family, role, torch.float32) for family in FAMILIES for role in ROLES]
+BFLOAT16 = [(family, role, torch.bfloat16) for family, role in zip(cycle(FAMILIES), ROLES, strict=False)]
+
+
+@pytest.mark.parametrize(("family", "role", "dtype"), FLOAT32 + BFLOAT16, ids=str)
 def test_save_and_load(family: Family, role: str, dtype: torch.dtype, tmp_path: Path) -> None:
     overrides = {"out_indices": [1, 3]} if role == "backbone" else {}
     model = build(family, role, **overrides).to(dtype)
@@ -73,13 +77,13 @@ def test_base_from_classifier_and_back(family: Family, tmp_path: Path) -> None:
     assert 0.01 < reopened.classifier.weight.std() < 0.03
 
 
-def test_mismatched_head(family: Family, tmp_path: Path) -> None:
+def test_mismatched_head(tmp_path: Path) -> None:
     """Another number of classes is an error, or a fresh head where that is asked for."""
-    classifier = build(family)
+    classifier = build(P2T)
     classifier.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        family.classifier.from_pretrained(tmp_path, num_labels=9)
-    swapped, info = family.classifier.from_pretrained(
+        P2T.classifier.from_pretrained(tmp_path, num_labels=9)
+    swapped, info = P2T.classifier.from_pretrained(
         tmp_path, num_labels=9, ignore_mismatched_sizes=True, output_loading_info=True
     )
     assert {entry[0] for entry in info["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
@@ -133,9 +137,13 @@ def test_initialisation(family: Family, empty: bool) -> None:
 
 
 def test_drop_path_schedule(family: Family) -> None:
-    """Linear over all blocks, from 0 to the configured rate; per image; the mean is kept."""
+    """Linear over all blocks, from 0 to the configured rate."""
     model = build(family, "model", depths=(1, 2, 2, 1), drop_path_rate=0.5)
     assert [layer.rate for layer in modules(model, DropPath)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_drop_path() -> None:
+    """Whole images are dropped, and the mean is kept."""
     drop_path, tokens = DropPath(0.25).train(), torch.ones(4000, 3, 2)
     kept = drop_path(tokens)
     assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
@@ -187,18 +195,19 @@ def test_backbone_maps_are_hidden_states(family: Family) -> None:
     assert backbone(IMAGES).feature_maps[0].equal(output.hidden_states[0])
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_attentions(family: Family, implementation: str) -> None:
+def test_attentions(family: Family) -> None:
     """One matrix (B, heads, N, M) per block, rows summing to one, whatever implementation is set."""
-    model = build(family, attn_implementation=implementation)
-    output = model(IMAGES, output_attentions=True)
+    model = build(family)
     config = model.config
     heads = [h for h, depth in zip(config.num_attention_heads, config.depths, strict=True) for _ in range(depth)]
-    assert [weights.shape[1] for weights in output.attentions] == heads
-    for weights in output.attentions:
-        assert weights.shape[0] == 2
-        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    torch.testing.assert_close(output.logits, model(IMAGES).logits)
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        output = model(IMAGES, output_attentions=True)
+        assert [weights.shape[1] for weights in output.attentions] == heads, implementation
+        for weights in output.attentions:
+            assert weights.shape[0] == 2
+            torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        torch.testing.assert_close(output.logits, model(IMAGES).logits)
 
 
 def test_pooled_output(family: Family) -> None:
@@ -211,7 +220,10 @@ def test_pooled_output(family: Family) -> None:
     torch.testing.assert_close(classifier.classifier(expected), classifier(IMAGES).logits)
 
 
-@pytest.mark.parametrize("role", ROLES)
+# Forward is written once for each role; PVT's bare model gives tokens.
+@pytest.mark.parametrize(
+    ("family", "role"), [(PVT, "model"), *zip(cycle((PVT_V2, P2T, PVT)), ROLES, strict=False)], ids=str
+)
 def test_tuples(family: Family, role: str) -> None:
     model = build(family, role)
     output = model(IMAGES, output_hidden_states=True, output_attentions=True)
@@ -223,7 +235,10 @@ def test_tuples(family: Family, role: str) -> None:
             assert one.equal(other)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+@pytest.mark.parametrize(
+    "implementation",
+    ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)],  # flex attention compiles
+)
 def test_attention_implementations(family: Family, implementation: str) -> None:
     model = build(family)
     assert model.config._attn_implementation == "sdpa"
@@ -236,6 +251,7 @@ def test_attention_implementations(family: Family, implementation: str) -> None:
 # Labels and losses
 
 
+@pytest.mark.parametrize("family", [PVT, PVT_V2], ids=str)  # PVTv2's configuration is Transformers'
 def test_labels(family: Family) -> None:
     names = {0: "cat", 1: "dog", 2: "horse"}
     assert family.tiny_config(num_labels=7).num_labels == 7
@@ -256,7 +272,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("problem_type", LOSSES)
+@pytest.mark.parametrize(("family", "problem_type"), list(zip(FAMILIES, LOSSES, strict=True)), ids=str)
 def test_losses(family: Family, problem_type: str) -> None:
     labels, loss = LOSSES[problem_type]
     model = build(family, problem_type=problem_type)
@@ -267,8 +283,11 @@ def test_losses(family: Family, problem_type: str) -> None:
 # Training
 
 
-@pytest.mark.parametrize("role", ["classifier", "backbone", "segmenter"])
-@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("family", "role", "use_reentrant"),
+    list(zip(sorted(FAMILIES * 3, key=str), cycle(ROLES[1:]), cycle((False, True)), strict=False)),
+    ids=str,
+)
 def test_gradient_checkpointing(family: Family, role: str, use_reentrant: bool) -> None:
     """Every parameter gets the gradient that it gets without; the same images are dropped in the recomputation.
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import Family, perturb
+from families import FAMILIES, P2T, PVT_V2, Family, perturb
 from torch import Tensor, nn
 from transformers import (
     DeformableDetrConfig,
@@ -173,7 +174,12 @@ def predictions(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
 
 
-@pytest.mark.parametrize("host", HOSTS, ids=str)
+# A host sees a family through its backbone alone: families take turns, and UperNet, which reads all maps, has all.
+@pytest.mark.parametrize(
+    ("host", "family"),
+    [*zip(HOSTS, cycle(FAMILIES), strict=False), (HOSTS[3], PVT_V2), (HOSTS[3], P2T)],
+    ids=str,
+)
 def test_backbone_trains_and_survives_inside(host: Host, family: Family, tmp_path: Path) -> None:
     """Inside another model: ours, with the stages asked for; it learns; saving and loading keeps every number."""
     torch.manual_seed(0)

@@ -134,8 +134,11 @@ def assert_same_weights(actual: dict[str, Tensor], expected: dict[str, Tensor]) 
 # --- ours -> stock ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shard_size", ["1GB", "100KB"], ids=["one_file", "shards"])
-@pytest.mark.parametrize("twins", TWINS, ids=str)
+@pytest.mark.parametrize(
+    ("twins", "shard_size"),
+    [*((twins, "1GB") for twins in TWINS), (CLASSIFIERS[0], "100KB"), (MODELS[2], "100KB")],
+    ids=str,
+)
 def test_stock_opens_ours(twins: Twins, shard_size: str, tmp_path: Path) -> None:
     """What we save, stock Transformers loads completely, computes the same with and calls the same."""
     ours = twins.build_ours(**LABELS, **ONE_EPSILON)
@@ -224,7 +227,7 @@ def test_labels_of_stock_survive(twins: Twins, tmp_path: Path) -> None:
 # --- names of the weights ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("twins", TWINS, ids=str)
+@pytest.mark.parametrize("twins", [CLASSIFIERS[0], MODELS[0], CLASSIFIERS[1], MODELS[2]], ids=str)
 def test_files_carry_the_stock_names(twins: Twins, tmp_path: Path) -> None:
     """Saving, loading and saving again, by either package, changes neither a name nor a number."""
     ours = twins.build_ours()
@@ -265,8 +268,10 @@ def test_pvt_name_tables_are_inverse(twins: Twins) -> None:
 # --- timm -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("name", ["pvt_v2_b0", "pvt_v2_b2_li"])
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("pvt_v2_b0", ".safetensors"), pytest.param("pvt_v2_b2_li", ".pth", marks=pytest.mark.slow)],
+)
 def test_timm_checkpoints(name: str, suffix: str, tmp_path: Path) -> None:
     """timm's PVTv2 as it is, both epsilons included: same logits at its size, at another, and in double."""
     torch.manual_seed(0)
@@ -335,9 +340,9 @@ def test_auto_classes_resolve_to_ours(family: Family, tmp_path: Path) -> None:
     torch.testing.assert_close(list(maps[:count]), list(hidden_states[:count]), atol=0, rtol=0)
 
 
-def test_auto_image_processor_is_the_published_evaluation(family: Family, tmp_path: Path) -> None:
+def test_auto_image_processor_is_the_published_evaluation(tmp_path: Path) -> None:
     """The saved processor comes back from beside a model, and makes the same pixels."""
-    build(family, family.classifier).save_pretrained(tmp_path)
+    build(PVT, PVT.classifier).save_pretrained(tmp_path)
     processor = hf_pvt.classification_image_processor(64)
     processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
@@ -353,7 +358,11 @@ def pickled(thing: Any) -> Any:
     return pickle.loads(pickle.dumps(thing))
 
 
-@pytest.mark.parametrize("duplicate", [pickled, copy.deepcopy], ids=["pickle", "deepcopy"])
+@pytest.mark.parametrize(
+    ("family", "duplicate"),
+    [(PVT, pickled), (P2T, pickled), (PVT, copy.deepcopy), (PVT_V2, copy.deepcopy), (P2T, copy.deepcopy)],
+    ids=["pvt-pickle", "p2t-pickle", "pvt-deepcopy", "pvt_v2-deepcopy", "p2t-deepcopy"],
+)
 def test_copies(family: Family, duplicate: Callable[[Any], Any], tmp_path: Path) -> None:
     """Copies of configurations and models, built or loaded, say the same and have their own memory."""
     # Transformers hangs closures on every backbone that records hidden states (Swin's too): pickle refuses those.
@@ -454,6 +463,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, "models": models, "found": torch.load(folder / "found.pt", weights_only=True)}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("twins", CLASSIFIERS, ids=str)
 def test_stock_opens_ours_elsewhere(twins: Twins, elsewhere: dict[str, Any]) -> None:
     """Plain Auto classes, where this package is not installed, open our folders with Transformers' own classes."""
@@ -467,6 +477,7 @@ def test_stock_opens_ours_elsewhere(twins: Twins, elsewhere: dict[str, Any]) -> 
     torch.testing.assert_close(found["output"], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["model", "backbone", "classifier", "again"])
 def test_p2t_brings_its_code(name: str, elsewhere: dict[str, Any]) -> None:
     """A P2T folder opens where nobody knows P2T, by its own code; and once more after it was saved there."""
@@ -484,11 +495,13 @@ def test_p2t_brings_its_code(name: str, elsewhere: dict[str, Any]) -> None:
     torch.testing.assert_close(found["output"], expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.processes
 def test_p2t_is_refused_without_trust(elsewhere: dict[str, Any]) -> None:
     """Code from a folder runs for those who allow it, and the refusal says how."""
     assert "trust_remote_code=True" in elsewhere["found"]["refusal"]
 
 
+@pytest.mark.processes
 def test_p2t_saved_elsewhere_is_the_same_folder(elsewhere: dict[str, Any]) -> None:
     """Weights, configuration and every file of code; and this package opens it with its own class."""
     first, again = elsewhere["folder"] / "p2t", elsewhere["folder"] / "again"

