@@ -1,6 +1,7 @@
 """COCO's annotations as targets: boxes, masks, crowds, and one clear sentence for what is broken."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -115,12 +116,11 @@ def test_batch() -> None:
 # Masks
 
 
-@pytest.mark.parametrize("name", POLYGONS)
-def test_polygons_as_pycocotools_draws_them(name: str) -> None:
-    encodings = coco_mask.frPyObjects(POLYGONS[name], HEIGHT, WIDTH)
-    expected = coco_mask.decode(encodings).any(axis=2)
-    assert np.array_equal(draw_mask(POLYGONS[name], (HEIGHT, WIDTH)), expected)
-    assert expected.any() or name == "below one pixel"
+def test_polygons_as_pycocotools_draws_them() -> None:
+    for name, polygons in POLYGONS.items():
+        expected = coco_mask.decode(coco_mask.frPyObjects(polygons, HEIGHT, WIDTH)).any(axis=2)
+        assert np.array_equal(draw_mask(polygons, (HEIGHT, WIDTH)), expected), name
+        assert expected.any() or name == "below one pixel", name
 
 
 def test_run_lengths() -> None:
@@ -153,9 +153,8 @@ def test_nearest_of_opencv() -> None:
 # What is broken
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+BROKEN: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "polygons": [
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, r"the polygon \[1, 2, 3, 4, 5, 6, 7\], expected x1, y1"),
         ({"segmentation": [[1, 2, 3, 4]]}, r"the polygon \[1, 2, 3, 4\], expected .* of three points or more"),
         ({"segmentation": [1, 2, 3, 4, 5, 6]}, "the polygon 1, expected x1, y1"),
@@ -163,6 +162,8 @@ def test_nearest_of_opencv() -> None:
         ({"segmentation": [[1, 2, 3, 1e12, 5, 6]]}, "with points far outside its image of 90x60"),
         ({"segmentation": []}, r"the segmentation \[\], expected polygons"),
         ({"segmentation": None}, "the segmentation None, expected polygons"),
+    ],
+    "run lengths": [
         ({"segmentation": {"size": [90, 60], "counts": [5400]}}, r"of size \[90, 60\], its image is \[60, 90\]"),
         ({"segmentation": {"size": [60, 90]}}, "expected `counts` and the same `size`"),
         ({"segmentation": {"size": [60, 90], "counts": [3, 4]}}, "cannot be decoded to its image's 60x90 pixels"),
@@ -170,6 +171,8 @@ def test_nearest_of_opencv() -> None:
         ({"segmentation": {"size": [60, 90], "counts": [-3, 5403]}}, "cannot be decoded"),
         ({"segmentation": {"size": [60, 90], "counts": ""}}, "cannot be decoded"),
         ({"segmentation": {"size": [60, 90], "counts": "abc"}}, "cannot be decoded"),
+    ],
+    "boxes": [
         ({"bbox": [100, 5, 10, 10]}, r"outside its image of 90x60 \(width x height\); is it another image's\?"),
         ({"bbox": [-20, 5, 10, 10]}, "outside its image of 90x60"),
         ({"bbox": [5, 61, 10, 10]}, "outside its image of 90x60"),
@@ -179,32 +182,43 @@ def test_nearest_of_opencv() -> None:
         ({"bbox": None}, "the box None, expected x, y"),
         ({"bbox": "1, 2"}, "the box '1, 2', expected x, y"),
         ({"bbox": [1, 2, "wide", 4]}, "'wide' where a number is expected"),
+    ],
+    "categories and areas": [
         ({"area": "large"}, "'large' where a number is expected"),
         ({"category_id": 12}, "the category 12, expected one of the 80 category_ids; .*coco_category_ids"),
         ({"category_id": "dog"}, "the category 'dog', expected one of the 80"),
         ({"category_id": -1, "category_ids": None}, "the category -1, expected a label from 0"),
         ({"category_id": "dog", "category_ids": None}, "the category 'dog', expected a label from 0"),
     ],
-)
-def test_broken_annotations(changes: dict[str, Any], message: str) -> None:
-    category_ids = changes.pop("category_ids", hf_pvt.coco_category_ids())
-    with pytest.raises(ValueError, match=f"annotation 1 of image 42 has .*{message}"):
-        target(entry(), entry(**changes), category_ids=category_ids, return_segmentation_masks=True)
+}
 
 
-@pytest.mark.parametrize(
-    ("annotation", "message"),
-    [
-        ([{"annotations": []}], r"a dict \{\"image_id\": ..., \"annotations\": \[...\]\} in COCO's format, got"),
-        ([[entry()]], "in COCO's format, got"),
-        ([{"image_id": "a.jpg", "annotations": []}], "image_id is 'a.jpg', expected an integer"),
-        (
-            [{"image_id": 1, "annotations": [{"category_id": 1}]}],
-            "annotation 0 of image 1 is .*, expected a dict with at least bbox and category_id",
-        ),
-        ([{"image_id": 1, "annotations": ["box"]}], "annotation 0 of image 1 is .*, expected a dict"),
-    ],
-)
-def test_broken_format(annotation: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        hf_pvt.detection_image_processor(size=SMALL)([IMAGE], annotation)
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_annotations(kind: str) -> None:
+    """One sentence that names the annotation and what it has."""
+    for changes, message in BROKEN[kind]:
+        category_ids = changes.get("category_ids", hf_pvt.coco_category_ids())
+        changed = entry(**{name: value for name, value in changes.items() if name != "category_ids"})
+        with pytest.raises(ValueError) as caught:
+            target(entry(), changed, category_ids=category_ids, return_segmentation_masks=True)
+        assert re.search(f"annotation 1 of image 42 has .*{message}", str(caught.value)), (changes, caught.value)
+
+
+BROKEN_FORMATS: list[tuple[Any, str]] = [
+    ([{"annotations": []}], r"a dict \{\"image_id\": ..., \"annotations\": \[...\]\} in COCO's format, got"),
+    ([[entry()]], "in COCO's format, got"),
+    ([{"image_id": "a.jpg", "annotations": []}], "image_id is 'a.jpg', expected an integer"),
+    (
+        [{"image_id": 1, "annotations": [{"category_id": 1}]}],
+        "annotation 0 of image 1 is .*, expected a dict with at least bbox and category_id",
+    ),
+    ([{"image_id": 1, "annotations": ["box"]}], "annotation 0 of image 1 is .*, expected a dict"),
+]
+
+
+def test_broken_format() -> None:
+    processor = hf_pvt.detection_image_processor(size=SMALL)
+    for annotation, message in BROKEN_FORMATS:
+        with pytest.raises(ValueError) as caught:
+            processor([IMAGE], annotation)
+        assert re.search(message, str(caught.value)), (annotation, caught.value)

@@ -172,6 +172,7 @@ for use in (hf_pvt.detection_image_processor, lambda: encode_mask(numpy.zeros((2
 """
 
 
+@pytest.mark.processes
 def test_without_the_extra() -> None:
     """The package and its detection parts can be imported; using them says what to install."""
     result = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)

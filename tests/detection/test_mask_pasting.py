@@ -1,4 +1,4 @@
-"""Masks pasted into images: the published formula at each pixel. Memory: test_detection_post_processing.py."""
+"""Masks pasted into images: the published formula at each pixel. Memory: tests/machine."""
 
 import numpy as np
 import pytest
@@ -43,9 +43,15 @@ BOXES = {
 }
 
 
-@pytest.mark.parametrize("pixels_at_once", [1, 500, 2**22])
-@pytest.mark.parametrize("cells", [(28, 28), (14, 28)], ids=str)
-@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize(
+    ("name", "cells", "pixels_at_once"),
+    [
+        *((name, (14, 28), 2**22) for name in BOXES),  # all rows at once
+        *((name, (28, 28), 500) for name in ("the image", "over the border", "larger than the image")),
+        *((name, (28, 28), 1) for name in ("inside", "over the other border", "thin")),
+    ],
+    ids=str,
+)
 def test_published_formula(
     name: str, cells: tuple[int, int], pixels_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

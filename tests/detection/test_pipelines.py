@@ -7,17 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import (
-    CASCADE_MASK_RCNN,
-    DENSE,
-    FASTER_RCNN,
-    MASK_RCNN,
-    RETINANET,
-    SPARSE_RCNN,
-    WITH_MASKS,
-    DetectorRow,
-    tiny_detector,
-)
+from families import CASCADE_MASK_RCNN, DETECTORS, MASK_RCNN, RETINANET, DetectorRow, tiny_detector
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from transformers import AutoImageProcessor, pipeline
@@ -51,8 +41,14 @@ def arguments(detector: DetectorRow, folder: Path | None) -> dict[str, Any]:
     return {"model": str(folder), "trust_remote_code": False}
 
 
-@pytest.mark.parametrize("as_folder", [False, True], ids=["object", "folder"])
-@pytest.mark.parametrize("detector", [*DENSE, MASK_RCNN, FASTER_RCNN, CASCADE_MASK_RCNN, SPARSE_RCNN], ids=str)
+@pytest.mark.parametrize(
+    ("detector", "as_folder"),
+    [
+        *((detector, True) for detector in DETECTORS),
+        (RETINANET, False),
+    ],
+    ids=str,
+)
 def test_object_detection(detector: DetectorRow, as_folder: bool, tmp_path: Path, silent: None) -> None:
     results = pipeline("object-detection", **arguments(detector, tmp_path if as_folder else None))(PHOTO, threshold=0.1)
     model, processor = tiny_detector(detector), hf_pvt.detection_image_processor(size=SMALL)
@@ -64,8 +60,7 @@ def test_object_detection(detector: DetectorRow, as_folder: bool, tmp_path: Path
     assert [list(result["box"].values()) for result in results] == expected["boxes"].int().tolist()
 
 
-@pytest.mark.parametrize("as_folder", [False, True], ids=["object", "folder"])
-@pytest.mark.parametrize("detector", WITH_MASKS, ids=str)
+@pytest.mark.parametrize(("detector", "as_folder"), [(MASK_RCNN, True), (CASCADE_MASK_RCNN, False)], ids=str)
 def test_instance_segmentation(detector: DetectorRow, as_folder: bool, tmp_path: Path, silent: None) -> None:
     segmenter = pipeline("image-segmentation", **arguments(detector, tmp_path if as_folder else None))
     results = segmenter(PHOTO, subtask="instance", threshold=0.1)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,7 @@ for detector, config in (
 """
 
 
+@pytest.mark.processes
 def test_core_dependencies_suffice() -> None:
     """Import, image processing, inference, a loss and pipelines where no optional package is installed."""
     result = subprocess.run([sys.executable, "-c", CORE_ONLY], capture_output=True, text=True)
@@ -126,22 +128,18 @@ def test_import_changes_only_the_registration() -> None:
     assert AutoModel._model_mapping[hf_pvt.PvtV2Config] is hf_pvt.PvtV2Model
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_run_one_way(module: str) -> None:
+def test_imports_run_one_way() -> None:
     """No cycle, and only siblings by name: remote code on the Hub copies nothing else."""
-
-    def siblings(name: str) -> set[str]:
-        text = (SOURCE / f"{name}.py").read_text()
-        assert not re.findall(r"^\s*(?:from \. import|import hf_pvt|from hf_pvt)", text, flags=re.MULTILINE)
-        return set(re.findall(r"^from \.(\w+) import", text, flags=re.MULTILINE))
-
-    reached: set[str] = set()
-    frontier = siblings(module)
-    while frontier:
-        reached |= frontier
-        frontier = set().union(*map(siblings, frontier)) - reached
-    assert module not in reached
-    assert reached <= set(MODULES)
+    siblings: dict[str, set[str]] = {}
+    for module in MODULES:
+        text = (SOURCE / f"{module}.py").read_text()
+        assert not re.findall(r"^\s*(?:from \. import|import hf_pvt|from hf_pvt)", text, flags=re.MULTILINE), module
+        siblings[module] = set(re.findall(r"^from \.(\w+) import", text, flags=re.MULTILINE))
+        assert siblings[module] <= set(MODULES), module
+    try:
+        tuple(TopologicalSorter(siblings).static_order())
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 def test_detectors_import_the_rest_and_not_back() -> None:

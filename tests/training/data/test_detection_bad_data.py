@@ -116,6 +116,7 @@ def test_what_is_bad_is_skipped_counted_and_listed(
         assert record["metrics"][name] == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.processes
 def test_an_error_is_one_line(own: Path, start: Path, tmp_path: Path) -> None:
     """Of a worker process, too; not behind the bar that shows the steps."""
     missing(own / "train", 2)

@@ -169,6 +169,7 @@ def four_channels(root: Path, training: int, validation: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_four_channels(tmp_path: Path) -> None:
     """What the fourth alone tells is learnt, from a detector for three; statistics and pictures follow."""
     data = four_channels(tmp_path / "data", 48, 8)
