@@ -1,14 +1,12 @@
 """Cascade Mask R-CNN against what MMDetection 2.13.0 computes with the published code: outputs, losses, gradients.
 
-Box and mask heads are compared on recorded proposals, so that nothing depends on the order of nearly equal ones, and
-whole once more. Logits of later stages, and masks, are as far off in float32 as the boxes before them.
+Box and mask heads are compared in float32 on recorded proposals, so that nothing depends on the order of nearly equal
+ones. Logits of later stages, and masks, are as far off in float32 as the boxes before them. What depends on the model's
+own proposals is compared in float64, in which their order is the recorded one, and so are gradients.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import further_reference
 import numpy as np
 import pytest
 import torch
@@ -21,12 +19,14 @@ from detection_checks import (
     check_gradient_norms,
     check_losses,
     check_samples,
+    gradients,
+    in_float64,
     in_pixels,
     matched,
+    on_recordings,
 )
-from detection_reference import Case
+from detection_reference import Case, Recorded, recordings
 from families import CASCADE_MASK_RCNN, tiny_detector
-from further_reference import CASES, FurtherRecorded
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,113 +38,91 @@ from hf_pvt.detection.modeling_cascade_mask_rcnn import likeliest
 from hf_pvt.detection.samplers import RandomSampler
 from hf_pvt.synchronized_batch_norm import SynchronizedBatchNorm2d
 
-PAIRS = further_reference.recordings("cascade_mask_rcnn")
+VARIANTS, CASES = recordings("cascade_mask_rcnn"), ("one", "two")
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids=str)
-def recorded(request: pytest.FixtureRequest) -> FurtherRecorded:
+@pytest.fixture(scope="module")
+def recorded(request: pytest.FixtureRequest) -> Recorded:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def model(recorded: FurtherRecorded, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
-    return recorded.model(tmp_path_factory.mktemp("published") / "detector.pth")
+def model(recorded: Recorded) -> PreTrainedModel:
+    return recorded.model()
 
 
-@pytest.fixture(params=CASES)
-def case(recorded: FurtherRecorded, request: pytest.FixtureRequest) -> Case:
-    return recorded.case(request.param)
-
-
-def test_proposals(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    """The neck's levels, what is said of every anchor, and the best 1000 after NMS, as sets."""
-    config = model.config
-    with torch.inference_mode():
-        levels, predictions, _ = model.encode(case.pixel_values)
-        proposals = model.rpn_head.propose(levels, predictions, case.valid, config.rpn_candidates, config.max_proposals)
+def check_dense_outputs(recorded: Recorded, encoded: Any, name: str) -> None:
+    """The neck's levels, and what is said of every anchor."""
+    levels, predictions, _ = encoded
     for number, level in enumerate(levels):
-        check_samples(level, recorded, f"{case.name}/neck/{number}")
+        check_samples(level, recorded, f"{name}/neck/{number}")
     for ours, theirs in (("objectness", "cls"), ("proposal_deltas", "reg")):
         values = predictions[ours]
         for number, level_map in enumerate(as_maps(values if values.dim() == 3 else values[..., None], levels)):
-            check_samples(level_map, recorded, f"{case.name}/rpn/{theirs}/{number}")
-    for image, boxes in enumerate(proposals):
-        expected = recorded.tensor(f"{case.name}/proposals/{image}")[:, :4]
-        nearest, ours = torch.cdist(boxes, expected, p=float("inf")).min(dim=0)
-        assert len(boxes) == len(ours.unique()) == len(expected)
-        assert nearest.max() < TOLERANCE * expected.max()
+            check_samples(level_map, recorded, f"{name}/rpn/{theirs}/{number}")
 
 
-def test_anchors(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    config = model.config
-    with torch.inference_mode():
-        levels, _, _ = model.encode(case.pixel_values)
-    anchors = Anchors.of(config)(levels)
-    prefix = f"{case.name}/anchors"
+def check_anchors(recorded: Recorded, config: Any, levels: list[Tensor], name: str) -> None:
+    anchors, prefix = Anchors.of(config)(levels), f"{name}/anchors"
     assert [len(level) for level in anchors] == recorded.tensor(f"{prefix}/count").tolist()
     check_samples(torch.cat(anchors), recorded, f"{prefix}/all", EXACT)
     base = [base_anchors(stride, config.anchor_scales, config.anchor_ratios) for stride in config.strides]
     torch.testing.assert_close(torch.stack(base), recorded.tensor(f"{prefix}/base"), rtol=1e-6, atol=0)
 
 
-@contextmanager
-def in_float64(model: PreTrainedModel) -> Iterator[None]:
-    model.double().zero_grad()
-    try:
-        yield
-    finally:
-        model.float()
-
-
 class Stages:
-    """What the heads are given and say, stage by stage."""
+    """What the heads are given and say, stage by stage; in the same boxes they are not asked again."""
 
     def __init__(self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rois: list[Tensor] = []
-        self.logits: list[Tensor] = []
-        self.deltas: list[Tensor] = []
-        predict = type(model).box_predictions
+        self.said: dict[Any, tuple[Tensor, Tensor]] = {}
+        predict = model.box_predictions
 
-        def recorded(self_: Any, head: Any, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-            logits, deltas = predict(self_, head, levels, boxes)
-            images = [torch.full((len(some), 1), float(image)) for image, some in enumerate(boxes)]
-            self.rois.append(torch.cat((torch.cat(images), torch.cat(boxes)), dim=1))
-            self.logits.append(logits)
-            self.deltas.append(deltas.flatten(1))
-            return logits, deltas
+        def recorded(head: Any, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+            if head not in self.said:
+                images = [some.new_full((len(some), 1), image) for image, some in enumerate(boxes)]
+                self.rois.append(torch.cat((torch.cat(images), torch.cat(boxes)), dim=1))
+                self.said[head] = predict(head, levels, boxes)
+            return self.said[head]
 
-        monkeypatch.setattr(type(model), "box_predictions", recorded)
+        monkeypatch.setattr(model, "box_predictions", recorded)
 
 
-def fixed_proposals(recorded: FurtherRecorded, case: Case, dtype: torch.dtype) -> list[Tensor]:
+def fixed_proposals(recorded: Recorded, case: Case, dtype: torch.dtype) -> list[Tensor]:
     return [recorded.tensor(f"{case.name}/fixed/proposals/{image}").to(dtype) for image in range(len(case.valid))]
 
 
-def on_fixed_proposals(
-    model: PreTrainedModel, recorded: FurtherRecorded, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@on_recordings(VARIANTS, CASES)
+@torch.inference_mode()
+def test_stages(recorded: Recorded, model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, from the recorded proposals: boxes, logits and deltas of each stage, the detections, the losses.
+
+    All labels' logits of each stage's mask head in the recorded boxes.
+    """
+    case, prefix = recorded.case(name), f"{name}/fixed"
+    encoded = model.encode(case.pixel_values)
+    check_dense_outputs(recorded, encoded, name)
+    check_anchors(recorded, model.config, encoded[0], name)
     monkeypatch.setattr(model.rpn_head, "propose", lambda *_: fixed_proposals(recorded, case, model.dtype))
-
-
-def test_stages(recorded: FurtherRecorded, model: PreTrainedModel, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Boxes, logits and deltas of each stage from the recorded proposals, and the detections."""
+    output, sampled = losses_of(model, encoded, case, "fixed")
+    check_losses(output, recorded, f"{prefix}/loss", TOLERANCE)
+    assert recorded.tensor(f"{prefix}/loss/sampled")[:, 1:].tolist() == sampled
     stages = Stages(model, monkeypatch)
-    on_fixed_proposals(model, recorded, case, monkeypatch)
-    with torch.inference_mode():
-        output = model(case.pixel_values, case.pixel_mask)
-    prefix = f"{case.name}/fixed"
-    for stage, (rois, logits, deltas) in enumerate(zip(stages.rois, stages.logits, stages.deltas, strict=True)):
+    output = model.complete(*encoded, case.pixel_values, case.pixel_mask, None)
+    for stage, (rois, (logits, deltas)) in enumerate(zip(stages.rois, stages.said.values(), strict=True)):
         expected = recorded.tensor(f"{prefix}/stage{stage}/rois")
         assert (rois - expected).abs().max() < TOLERANCE * expected.max()
         check_samples(logits, recorded, f"{prefix}/stage{stage}/logits", 2 * TOLERANCE)
-        check_samples(deltas, recorded, f"{prefix}/stage{stage}/deltas", 2 * TOLERANCE)
+        check_samples(deltas.flatten(1), recorded, f"{prefix}/stage{stage}/deltas", 2 * TOLERANCE)
     check_detections(output, recorded, case, "fixed/")
     check_masks(output, recorded, case, "fixed/")
-    monkeypatch.setattr(model.config, "with_masks", False)  # of thousands
-    check_counts(model, recorded, case, "fixed/")
+    check_counts(
+        model.config, lambda: model.detect_in([], model.rpn_head.propose(), case.valid), recorded, case, "fixed/"
+    )
+    check_mask_heads(recorded, model, encoded[0], case)
 
 
-def check_masks(output: Any, recorded: FurtherRecorded, case: Case, prefix: str) -> None:
+def check_masks(output: Any, recorded: Recorded, case: Case, prefix: str) -> None:
     """Areas within two pixels; the probabilities of all detections, and the pixels of the first three."""
     for image, size in enumerate(case.original):
         name = f"{case.name}/{prefix}detections/{image}"
@@ -160,43 +138,36 @@ def check_masks(output: Any, recorded: FurtherRecorded, case: Case, prefix: str)
         assert (bits != pasted[:3].flatten(1).numpy()).sum(axis=1).max() <= 2
 
 
-def test_mask_heads(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    """All labels' logits of each stage in the recorded boxes."""
-    prefix, rois = f"{case.name}/fixed", recorded.tensor(f"{case.name}/fixed/mask_rois")
+def check_mask_heads(recorded: Recorded, model: PreTrainedModel, levels: list[Tensor], case: Case) -> None:
+    rois = recorded.tensor(f"{case.name}/fixed/mask_rois")
     boxes = [rois[rois[:, 0] == image, 1:] for image in range(len(case.valid))]
-    with torch.inference_mode():
-        levels = model.poolable(model.encode(case.pixel_values)[0])
-        for stage, head in enumerate(model.mask_heads):
-            every_label: list[Tensor] = []
-            hook = head.conv_logits.register_forward_hook(lambda _, __, logits, seen=every_label: seen.append(logits))
-            model.mask_logits(head, levels, boxes, torch.zeros(len(rois), dtype=torch.int64))
-            hook.remove()
-            check_samples(every_label[0], recorded, f"{prefix}/stage{stage}/mask_logits", 5 * TOLERANCE)
+    pooled = model.pooled(model.poolable(levels), boxes, model.config.mask_pool_size)
+    for stage, head in enumerate(model.mask_heads):
+        every_label: list[Tensor] = []
+        hook = head.conv_logits.register_forward_hook(lambda _, __, logits, seen=every_label: seen.append(logits))
+        head(pooled, torch.zeros(len(rois), dtype=torch.int64))
+        hook.remove()
+        check_samples(every_label[0], recorded, f"{case.name}/fixed/stage{stage}/mask_logits", 5 * TOLERANCE)
 
 
-def test_with_its_own_proposals(
-    recorded: FurtherRecorded, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = recorded.case("one")
-    with torch.inference_mode():
-        output = model(case.pixel_values, case.pixel_mask)
-    check_detections(output, recorded, case, "full/", 2 * TOLERANCE)
-    check_masks(output, recorded, case, "full/")
-    monkeypatch.setattr(model.config, "with_masks", False)  # of thousands
-    check_counts(model, recorded, case, "full/")
-
-
+@on_recordings(VARIANTS, ["one/full"])
 @torch.no_grad()
-def test_stages_of_its_own_proposals(
-    recorded: FurtherRecorded, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+def test_with_its_own_proposals(
+    recorded: Recorded, model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64, in which the order of nearly equal proposals is the recorded one: the boxes of every stage."""
+    """In float64: the boxes of every stage, and the detections."""
     case, stages = recorded.case("one"), Stages(model, monkeypatch)
-    monkeypatch.setattr(model.config, "with_masks", False)  # which come after all stages
+    pixel_values = case.pixel_values.double()
     with in_float64(model):
-        model(case.pixel_values.double(), case.pixel_mask)
-    for stage, rois in enumerate(stages.rois):
-        check_samples(rois, recorded, f"one/full/stage{stage}/rois", EXACT)
+        encoded = model.encode(pixel_values)
+        output = model.complete(*encoded, pixel_values, case.pixel_mask, None)
+        for stage, rois in enumerate(stages.rois):
+            check_samples(rois, recorded, f"{name}/stage{stage}/rois", EXACT)
+        check_detections(output, recorded, case, "full/")
+        check_masks(output, recorded, case, "full/")
+        check_counts(
+            model.config, lambda: model.detect_in([], [stages.rois[0][:, 1:]], case.valid), recorded, case, "full/"
+        )
 
 
 class FirstInOrder:
@@ -222,60 +193,53 @@ class FirstInOrder:
         monkeypatch.setattr(RandomSampler, "__call__", record)
 
 
-def losses_of(
-    model: PreTrainedModel, recorded: FurtherRecorded, training: str, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Any, list[list[int]]]:
+def losses_of(model: PreTrainedModel, encoded: Any, case: Case, proposals: str) -> tuple[Any, list[list[int]]]:
     """What training says, in evaluation mode as recorded, and how many boxes each stage sampled; no detections."""
-    sampler, case = FirstInOrder(model, monkeypatch), recorded.case(training.split("/")[0])
-    if training.endswith("/fixed"):
-        on_fixed_proposals(model, recorded, case, monkeypatch)
-        monkeypatch.setattr(model.rpn_head, "losses", lambda *_: {})
-    monkeypatch.setattr(model, "detect", lambda *_: ([], None))
-    monkeypatch.setattr(model, "packed", lambda *_: {})
-    return model(case.pixel_values.to(model.dtype), case.pixel_mask, case.labels), sampler.counts
+    with pytest.MonkeyPatch.context() as patch:
+        sampler = FirstInOrder(model, patch)
+        if proposals == "fixed":
+            patch.setattr(model.rpn_head, "losses", lambda *_: {})
+        patch.setattr(model, "detect", lambda *_: ([], None))
+        patch.setattr(model, "packed", lambda *_: {})
+        return model.complete(*encoded, case.pixel_values.to(model.dtype), case.pixel_mask, case.labels), sampler.counts
 
 
-TRAININGS = ("one", "one/fixed", "two/fixed")
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("training", TRAININGS[1:])
-def test_losses_of_stages(
-    recorded: FurtherRecorded, model: PreTrainedModel, training: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the recorded proposals: every term, and how many boxes are behind it."""
-    output, sampled = losses_of(model, recorded, training, monkeypatch)
-    check_losses(output, recorded, f"{training}/loss", TOLERANCE)
-    assert recorded.tensor(f"{training}/loss/sampled")[:, 1:].tolist() == sampled
-
-
-@pytest.mark.parametrize("training", TRAININGS)
+@on_recordings(VARIANTS, ["one/loss", "one/fixed/loss", "two/fixed/loss"])
 def test_losses_and_gradients(
-    recorded: FurtherRecorded, model: PreTrainedModel, training: str, monkeypatch: pytest.MonkeyPatch
+    recorded: Recorded, model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64: in float32 the rounding of a convolution flips ReLUs, which a gradient's norm shows.
-
-    The model's own proposals have the recorded order there, too: the first of them are sampled.
-    """
+    """In float64, from the model's own proposals, the first of which are sampled, or from the recorded ones."""
+    case = recorded.case(name.split("/")[0])
     with in_float64(model):
-        output, sampled = losses_of(model, recorded, training, monkeypatch)
-        check_losses(output, recorded, f"{training}/loss", EXACT)
-        assert recorded.tensor(f"{training}/loss/sampled")[:, 1:].tolist() == sampled
+        encoded = model.encode(case.pixel_values)
+        if name != "one/fixed/loss":  # whose proposals are those of the first
+            check_proposals(recorded, model, encoded, case)
+        if "fixed" in name:
+            monkeypatch.setattr(model.rpn_head, "propose", lambda *_: fixed_proposals(recorded, case, model.dtype))
+        output, sampled = losses_of(model, encoded, case, "fixed" if "fixed" in name else "own")
+        check_losses(output, recorded, name, EXACT)
+        assert recorded.tensor(f"{name}/sampled")[:, 1:].tolist() == sampled
         output.loss.backward()
-        check_gradient_norms(model, recorded, f"{training}/loss/grad")
+        check_gradient_norms(gradients(model, recorded), recorded, f"{name}/grad")
 
 
 @torch.no_grad()
-def test_proposal_losses_of_a_batch(
-    recorded: FurtherRecorded, model: PreTrainedModel, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of images of different sizes, one of them without objects."""
-    FirstInOrder(model, monkeypatch)
-    levels, predictions, _ = model.encode(case.pixel_values)
-    objects = ground_truth(case.labels, case.pixel_values, case.valid, 80, with_masks=False)
-    for name, term in model.rpn_head.losses(levels, predictions, objects, case.valid).items():
-        expected = recorded.tensor(f"{case.name}/rpn/loss/{name}").sum()
-        assert (term.total / term.number - expected).abs() < TOLERANCE * expected, name
+def check_proposals(recorded: Recorded, model: PreTrainedModel, encoded: Any, case: Case) -> None:
+    """The best 1000 after NMS, as sets, and their losses, also of images of different sizes, one without objects."""
+    (levels, predictions, _), config = encoded, model.config
+    proposals = model.rpn_head.propose(levels, predictions, case.valid, config.rpn_candidates, config.max_proposals)
+    for image, boxes in enumerate(proposals):
+        expected = recorded.tensor(f"{case.name}/proposals/{image}")[:, :4].double()
+        nearest, ours = torch.cdist(boxes, expected, p=float("inf")).min(dim=0)
+        assert len(boxes) == len(ours.unique()) == len(expected)
+        assert nearest.max() < TOLERANCE * expected.max()
+    with pytest.MonkeyPatch.context() as patch:
+        FirstInOrder(model, patch)
+        objects = ground_truth(case.labels, case.pixel_values.double(), case.valid, 80, with_masks=False)
+        terms = model.rpn_head.losses(levels, predictions, objects, case.valid)
+    for name, term in terms.items():
+        wanted = recorded.tensor(f"{case.name}/rpn/loss/{name}").sum()
+        assert (term.total / term.number - wanted).abs() < TOLERANCE * wanted, name
 
 
 def test_statistics_are_of_all_processes() -> None:

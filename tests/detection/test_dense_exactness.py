@@ -1,6 +1,6 @@
 """ATSS and GFL against what MMDetection 2.13.0 computes with the published code: outputs, losses, gradients.
 
-In float32 to 1e-5 of the largest value, in float64 to 1e-6.
+In float32 to 1e-5 of the largest value; losses and gradients in float64 to 1e-6.
 """
 
 import pytest
@@ -14,69 +14,57 @@ from detection_checks import (
     check_gradient_norms,
     check_losses,
     check_samples,
+    gradients,
+    in_float64,
     in_pixels,
+    on_recordings,
 )
-from detection_reference import Case
-from further_reference import CASES, FurtherRecorded, recordings
+from detection_reference import Case, Recorded, recordings
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_pvt.detection.anchors import base_anchors
 
+VARIANTS, CASES = recordings("atss", "gfl"), ("one", "two")
+QUICK = ["atss-pvt_v2_b0-one", "gfl-pvt_v2_b0-one"]
+NAMES = {"logits": "cls", "box_deltas": "reg", "box_distributions": "reg", "centerness": "centerness"}
 
-@pytest.fixture(scope="module", params=recordings("atss", "gfl"), ids=str)
-def recorded(request: pytest.FixtureRequest) -> FurtherRecorded:
+
+@pytest.fixture(scope="module")
+def recorded(request: pytest.FixtureRequest) -> Recorded:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def model(recorded: FurtherRecorded, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
-    return recorded.model(tmp_path_factory.mktemp("published") / "detector.pth")
+def model(recorded: Recorded) -> PreTrainedModel:
+    return recorded.model()
 
 
-@pytest.fixture(params=CASES)
-def case(recorded: FurtherRecorded, request: pytest.FixtureRequest) -> Case:
-    return recorded.case(request.param)
-
-
-NAMES = {"logits": "cls", "box_deltas": "reg", "box_distributions": "reg", "centerness": "centerness"}
-
-
-def test_dense_outputs(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    """The neck's levels, and what the head says of every anchor."""
-    with torch.inference_mode():
-        levels, predictions, _ = model.encode(case.pixel_values)
+@on_recordings(VARIANTS, CASES, QUICK)
+@torch.inference_mode()
+def test_dense_outputs_and_losses(recorded: Recorded, model: PreTrainedModel, name: str) -> None:
+    """In float32: the neck's levels, what the head says of every anchor, every term of the loss, and the anchors."""
+    case = recorded.case(name)
+    levels, predictions, features = model.encode(case.pixel_values)
     for number, level in enumerate(levels):
-        check_samples(level, recorded, f"{case.name}/neck/{number}")
+        check_samples(level, recorded, f"{name}/neck/{number}")
     for ours, values in predictions.items():
         for number, level_map in enumerate(as_maps(values.reshape(*values.shape[:2], -1), levels)):
-            check_samples(level_map, recorded, f"{case.name}/head/{NAMES[ours]}/{number}")
+            check_samples(level_map, recorded, f"{name}/head/{NAMES[ours]}/{number}")
+    output = model.complete(levels, predictions, features, case.pixel_values, case.pixel_mask, case.labels)
+    check_losses(output, recorded, f"{name}/loss", TOLERANCE)
+    check_anchors(recorded, model, levels, case)
 
 
-def test_anchors(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    levels = [torch.empty(1, 1, *recorded.tensor(f"{case.name}/neck/{number}/shape")[2:]) for number in range(5)]
-    anchors = model.anchors(levels)
-    assert [len(level) for level in anchors] == recorded.tensor(f"{case.name}/anchors/count").tolist()
+def check_anchors(recorded: Recorded, model: PreTrainedModel, levels: list[Tensor], case: Case) -> None:
+    """All of them, and level, image, anchor and label of the positive ones, which are of an image's own anchors."""
+    anchors, rows = model.anchors(levels), set()
+    counts = [len(level) for level in anchors]
+    assert counts == recorded.tensor(f"{case.name}/anchors/count").tolist()
     base = [base_anchors(stride, model.config.anchor_scales, (1,)) for stride in model.config.strides]
     assert torch.cat(base).equal(recorded.tensor(f"{case.name}/anchors/base"))
     expected = recorded.tensor(f"{case.name}/anchors/all/samples")
     assert recorded.samples(torch.cat(anchors), len(expected)).equal(expected)
-
-
-def test_detections(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    with torch.inference_mode():
-        check_detections(model(case.pixel_values, case.pixel_mask), recorded, case)
-
-
-def test_counts(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    """How many pairs of a place and a label are over the threshold, and how many of them are left by NMS."""
-    check_counts(model, recorded, case)
-
-
-def test_positive_anchors(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    """Level, image, anchor and label; of an image's own anchors."""
-    levels = [torch.empty(1, 1, *recorded.tensor(f"{case.name}/neck/{number}/shape")[2:]) for number in range(5)]
-    anchors, rows = model.anchors(levels), set()
-    counts = [len(level) for level in anchors]
     for image, (size, label) in enumerate(zip(case.valid, case.labels, strict=True)):
         inside = model.anchors.inside(levels, size)
         own = [level[some] for level, some in zip(anchors, inside.split(counts), strict=True)]
@@ -85,18 +73,24 @@ def test_positive_anchors(recorded: FurtherRecorded, model: PreTrainedModel, cas
         for number, level in enumerate(assigned.split(counts)):
             for anchor in (level >= 0).nonzero().flatten().tolist():
                 rows.add((number, image, anchor, int(label["class_labels"][level[anchor]])))
-    expected = recorded.tensor(f"{case.name}/targets/positive").tolist()
-    assert rows == {tuple(row) for row in expected} and len(rows) == len(expected)
+    positive = recorded.tensor(f"{case.name}/targets/positive").tolist()
+    assert rows == {tuple(row) for row in positive} and len(rows) == len(positive)
 
 
-def test_losses_and_gradients(recorded: FurtherRecorded, model: PreTrainedModel, case: Case) -> None:
-    """Every term, and what the sum does to the weights, in evaluation mode as recorded."""
-    with torch.no_grad():
-        check_losses(model(case.pixel_values, case.pixel_mask, case.labels), recorded, f"{case.name}/loss", TOLERANCE)
-    # In float32 the rounding of a convolution flips ReLUs, which a gradient's norm shows: in float64 it is exact.
-    model.double().zero_grad()
-    output = model(case.pixel_values.double(), case.pixel_mask, case.labels)
-    check_losses(output, recorded, f"{case.name}/loss", EXACT)
-    output.loss.backward()
-    check_gradient_norms(model, recorded, f"{case.name}/loss/grad")
-    model.float()
+@on_recordings(VARIANTS, CASES, QUICK)
+def test_detections_losses_and_gradients(recorded: Recorded, model: PreTrainedModel, name: str) -> None:
+    """In float64 and evaluation mode, as recorded: every term, and what the sum does to the weights.
+
+    Detections, how many pairs of a place and a label are over the threshold, and how many of them are left by NMS.
+    """
+    case = recorded.case(name)
+    pixel_values = case.pixel_values.double()
+    with in_float64(model):
+        levels, predictions, features = model.encode(pixel_values)
+        output = model.complete(levels, predictions, features, pixel_values, case.pixel_mask, case.labels)
+        check_losses(output, recorded, f"{name}/loss", EXACT)
+        check_detections(output, recorded, case)
+        with torch.no_grad():
+            check_counts(model.config, lambda: model.detect(levels, predictions, case.valid)[0], recorded, case)
+        output.loss.backward()
+        check_gradient_norms(gradients(model, recorded), recorded, f"{name}/loss/grad")

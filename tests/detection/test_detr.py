@@ -8,17 +8,17 @@ import pytest
 import torch
 import transformers
 from conversion_runs import failure
-from detection_checks import EXACT, TOLERANCE, check_gradient_norms, check_samples
-from detection_reference import Case
+from detection_checks import EXACT, TOLERANCE, check_gradient_norms, check_samples, gradients, in_float64
+from detection_reference import Case, recordings
 from export_original import export
 from families import PVT, perturb
-from further_reference import CASES, recordings
 from transformers import AutoModelForObjectDetection, DetrConfig, PreTrainedModel
 
 import hf_pvt
 from hf_pvt.original_layouts import to_original
 
 (RECORDED,) = recordings("detr")
+CASES = ("one", "two")
 # Transformers' terms, which are reported without their weights: MMDetection's name and weight.
 TERMS = {"loss_ce": ("loss_cls", 1), "loss_bbox": ("loss_bbox", 5), "loss_giou": ("loss_iou", 2)}
 
@@ -26,8 +26,7 @@ TERMS = {"loss_ce": ("loss_cls", 1), "loss_bbox": ("loss_bbox", 5), "loss_giou":
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("published") / "detr.pth"
-    weights = {name: RECORDED.weight(name, shape) for name, shape in RECORDED.keys.items()}
-    torch.save({"meta": {}, "state_dict": weights}, path)
+    RECORDED.save(path)
     return path
 
 
@@ -59,13 +58,13 @@ def test_there_and_back(checkpoint: Path, model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@torch.inference_mode()
 def test_outputs(model: PreTrainedModel, name: str) -> None:
-    """The feature map, and logits and boxes of all six layers; detections of the last."""
+    """In float32: the feature map, and logits and boxes of all six layers."""
     case = RECORDED.case(name)
-    with torch.inference_mode():
-        (feature,) = model.model.backbone.model(case.pixel_values).feature_maps
-        output = model(case.pixel_values, case.pixel_mask, labels=labels_of(case))
-        plain = model(case.pixel_values, case.pixel_mask)
+    (feature,) = model.model.backbone.model(case.pixel_values).feature_maps
+    output = model(case.pixel_values, case.pixel_mask, labels=labels_of(case))
+    plain = model(case.pixel_values, case.pixel_mask)
     check_samples(feature, RECORDED, f"{name}/feature/0")
     layers = [*output.auxiliary_outputs, {"logits": output.logits, "pred_boxes": output.pred_boxes}]
     logits, boxes = RECORDED.tensor(f"{name}/logits"), RECORDED.tensor(f"{name}/boxes")
@@ -74,38 +73,44 @@ def test_outputs(model: PreTrainedModel, name: str) -> None:
         assert (layer["logits"] - their_logits).abs().max() < TOLERANCE * logits.abs().max()
         assert (layer["pred_boxes"] - their_boxes).abs().max() < TOLERANCE
     assert plain.loss is None and plain.decoder_hidden_states is None and plain.logits.equal(output.logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_detections_losses_and_gradients(model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64: the detections in their order, every term of every layer, and what the sum does to the weights."""
+    case = RECORDED.case(name)
+    monkeypatch.setattr(torch, "ones", partial(torch.ones, dtype=torch.float64))  # Transformers' weights of the labels
+    with in_float64(model):
+        output = model(case.pixel_values.double(), case.pixel_mask, labels=labels_of(case, torch.float64))
+        check_detections(output, case)
+        total = RECORDED.tensor(f"{name}/loss/total").item()
+        assert abs(output.loss.item() - total) < EXACT * total
+        seen = 0
+        for layer in range(6):
+            for ours, (theirs, weight) in TERMS.items():
+                value = output.loss_dict[ours if layer == 5 else f"{ours}_{layer}"] * weight
+                expected = RECORDED.tensor(f"{name}/loss/{theirs if layer == 5 else f'd{layer}.{theirs}'}")
+                assert abs(value.item() - expected.item()) < EXACT * total, (ours, layer)
+                seen += 1
+        assert seen == len({term for term in RECORDED.names(f"{name}/loss/") if "loss_" in term})
+        output.loss.backward()
+        check_gradient_norms(gradients(model, RECORDED), RECORDED, f"{name}/loss/grad")
+
+
+def check_detections(output: Any, case: Case) -> None:
     processor = transformers.DetrImageProcessor()
     found = processor.post_process_object_detection(output, threshold=0.0, target_sizes=case.original)
     for image, detections in enumerate(found):
         order = detections["scores"].argsort(descending=True)
         height, width = case.original[image]
         clipped = detections["boxes"][order].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-        prefix = f"{name}/detections/{image}"
-        torch.testing.assert_close(detections["scores"][order], RECORDED.tensor(f"{prefix}/scores"), atol=1e-5, rtol=0)
-        assert detections["labels"][order].equal(RECORDED.tensor(f"{prefix}/labels"))
-        torch.testing.assert_close(clipped, RECORDED.tensor(f"{prefix}/boxes"), atol=1e-5 * width, rtol=0)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_losses_and_gradients(model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every term of every layer, in float64, and what the sum does to the weights."""
-    case = RECORDED.case(name)
-    monkeypatch.setattr(torch, "ones", partial(torch.ones, dtype=torch.float64))  # Transformers' weights of the labels
-    model.double().zero_grad()
-    output = model(case.pixel_values.double(), case.pixel_mask, labels=labels_of(case, torch.float64))
-    total = RECORDED.tensor(f"{name}/loss/total").item()
-    assert abs(output.loss.item() - total) < EXACT * total
-    seen = 0
-    for layer in range(6):
-        for ours, (theirs, weight) in TERMS.items():
-            value = output.loss_dict[ours if layer == 5 else f"{ours}_{layer}"] * weight
-            expected = RECORDED.tensor(f"{name}/loss/{theirs if layer == 5 else f'd{layer}.{theirs}'}")
-            assert abs(value.item() - expected.item()) < EXACT * total, (ours, layer)
-            seen += 1
-    assert seen == len({term for term in RECORDED.names(f"{name}/loss/") if "loss_" in term})
-    output.loss.backward()
-    check_gradient_norms(model, RECORDED, f"{name}/loss/grad")
-    model.float().zero_grad()
+        scores, labels, boxes = (
+            RECORDED.tensor(f"{case.name}/detections/{image}/{part}") for part in ("scores", "labels", "boxes")
+        )
+        assert (detections["scores"][order] - scores).abs().max() <= 1e-5
+        assert detections["labels"][order].equal(labels)
+        assert (clipped - boxes).abs().max() <= 1e-5 * width
 
 
 # Tiny ones

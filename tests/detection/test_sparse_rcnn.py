@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from detection_checks import (
     check_gradient_norms,
     check_losses,
     check_samples,
+    gradients,
+    in_float64,
     matched,
+    on_recordings,
 )
+from detection_reference import Recorded, recordings
 from families import BACKBONES, SPARSE_RCNN, tiny_detector
-from further_reference import CASES, FurtherRecorded, recordings
 from reference import relative_error
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -38,20 +42,46 @@ LABELS = [
 ]
 
 
-@pytest.fixture(scope="module", params=recordings("sparse_rcnn"), ids=str)
-def recorded(request: pytest.FixtureRequest) -> FurtherRecorded:
+VARIANTS, CASES = recordings("sparse_rcnn"), ("one", "two")
+
+
+@pytest.fixture(scope="module")
+def recorded(request: pytest.FixtureRequest) -> Recorded:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def model(recorded: FurtherRecorded, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
-    return recorded.model(tmp_path_factory.mktemp("published") / "detector.pth")
+def model(recorded: Recorded) -> PreTrainedModel:
+    return recorded.model()
 
 
 # Exactness
 
 
-def test_parameters(recorded: FurtherRecorded, model: PreTrainedModel) -> None:
+@on_recordings(VARIANTS, CASES)
+@torch.inference_mode()
+def test_stages_and_losses(recorded: Recorded, model: PreTrainedModel, name: str) -> None:
+    """In float32: boxes, logits and features of each stage, and every term of the loss."""
+    case = recorded.case(name)
+    levels, predictions, features = model.encode(case.pixel_values)
+    assert not predictions
+    scales = torch.tensor([(width, height, width, height) for height, width in case.valid])
+    assert relative_error(model.rpn_head(scales)[0], recorded.tensor(f"{name}/proposals")) < TOLERANCE
+    for number, level in enumerate(levels):
+        check_samples(level, recorded, f"{name}/neck/{number}")
+    stages = model.stages(levels, case.valid)
+    for number, stage in enumerate(stages):
+        check_samples(stage.logits, recorded, f"{name}/stage{number}/logits")
+        check_samples(stage.features, recorded, f"{name}/stage{number}/object_features")
+        assert relative_error(stage.boxes.flatten(0, 1), recorded.tensor(f"{name}/stage{number}/boxes")) < TOLERANCE
+    with patch.object(model, "stages", lambda *_: stages):  # once is enough
+        output = model.complete(levels, predictions, features, case.pixel_values, case.pixel_mask, case.labels)
+    check_losses(output, recorded, f"{name}/loss", TOLERANCE)
+    if name == "one":
+        check_parameters(recorded, model)
+
+
+def check_parameters(recorded: Recorded, model: PreTrainedModel) -> None:
     """As counted of the published code, and every key there and back."""
     counts = {"neck": 2_623_488, "rpn_head": 78_000, "box_heads": 79_412_472}
     if recorded.variant == "pvt_v2_b2":
@@ -61,39 +91,14 @@ def test_parameters(recorded: FurtherRecorded, model: PreTrainedModel) -> None:
     assert {key: tuple(weight.shape) for key, weight in back.items()} == recorded.keys
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_stages_and_detections(recorded: FurtherRecorded, model: PreTrainedModel, name: str) -> None:
-    """Boxes, logits and features of each stage; the best 300 pairs, also as the processor gives them, not clipped."""
-    case = recorded.case(name)
-    with torch.inference_mode():
-        levels, predictions, _ = model.encode(case.pixel_values)
-        stages = model.stages(levels, case.valid)
-        output = model(case.pixel_values, case.pixel_mask)
-    assert not predictions
-    scales = torch.tensor([(width, height, width, height) for height, width in case.valid])
-    proposals = recorded.tensor(f"{name}/proposals")
-    assert relative_error(model.rpn_head(scales)[0], proposals) < TOLERANCE
-    for number, level in enumerate(levels):
-        check_samples(level, recorded, f"{name}/neck/{number}")
-    for number, stage in enumerate(stages):
-        check_samples(stage.logits, recorded, f"{name}/stage{number}/logits")
-        check_samples(stage.features, recorded, f"{name}/stage{number}/object_features")
-        assert relative_error(stage.boxes.flatten(0, 1), recorded.tensor(f"{name}/stage{number}/boxes")) < TOLERANCE
-    check_detections(output, recorded, case)
-    processor = hf_pvt.detection_image_processor()
-    found = processor.post_process_object_detection(output, threshold=0.0, target_sizes=case.original)
-    for image, detections in enumerate(found):
-        ours, theirs = matched(*(detections[part] for part in ("boxes", "scores", "labels")), recorded,
-                               f"{name}/detections/{image}")  # fmt: skip
-        expected = recorded.tensor(f"{name}/detections/{image}/boxes")[theirs]
-        assert expected.min() < -50 and relative_error(detections["boxes"][ours], expected) < TOLERANCE
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_losses_and_gradients(
-    recorded: FurtherRecorded, model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch
+@on_recordings(VARIANTS, CASES)
+def test_detections_losses_and_gradients(
+    recorded: Recorded, model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every term, which proposal learns which object, and what the sum does to the weights."""
+    """In float64: every term, which proposal learns which object, and what the sum does to the weights.
+
+    The best 300 pairs, also as the processor gives them, not clipped.
+    """
     pairs: list[tuple[Tensor, Tensor]] = []
     match = SetMatcher.__call__
 
@@ -103,20 +108,25 @@ def test_losses_and_gradients(
 
     monkeypatch.setattr(SetMatcher, "__call__", record)
     case = recorded.case(name)
-    with torch.no_grad():
-        check_losses(model(case.pixel_values, case.pixel_mask, case.labels), recorded, f"{name}/loss", TOLERANCE)
-    rows = [
-        [call // len(case.valid), call % len(case.valid), *pair]
-        for call, indices in enumerate(pairs)
-        for pair in torch.stack(indices, dim=1).tolist()
-    ]
-    assert sorted(rows) == sorted(recorded.tensor(f"{name}/loss/matched").tolist())
-    model.double().zero_grad()
-    output = model(case.pixel_values.double(), case.pixel_mask, case.labels)
-    check_losses(output, recorded, f"{name}/loss", EXACT)
-    output.loss.backward()
-    check_gradient_norms(model, recorded, f"{name}/loss/grad")
-    model.float().zero_grad()
+    with in_float64(model):
+        output = model(case.pixel_values.double(), case.pixel_mask, case.labels)
+        check_losses(output, recorded, f"{name}/loss", EXACT)
+        rows = [
+            [call // len(case.valid), call % len(case.valid), *pair]
+            for call, indices in enumerate(pairs)
+            for pair in torch.stack(indices, dim=1).tolist()
+        ]
+        assert sorted(rows) == sorted(recorded.tensor(f"{name}/loss/matched").tolist())
+        check_detections(output, recorded, case)
+        processor = hf_pvt.detection_image_processor()
+        found = processor.post_process_object_detection(output, threshold=0.0, target_sizes=case.original)
+        for image, detections in enumerate(found):
+            prefix = f"{name}/detections/{image}"
+            ours, theirs = matched(*(detections[part] for part in ("boxes", "scores", "labels")), recorded, prefix)
+            expected = recorded.tensor(f"{prefix}/boxes")[theirs]
+            assert expected.min() < -50 and relative_error(detections["boxes"][ours], expected) < TOLERANCE
+        output.loss.backward()
+        check_gradient_norms(gradients(model, recorded), recorded, f"{name}/loss/grad")
 
 
 # Matching

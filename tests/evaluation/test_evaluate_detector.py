@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import run_object_detection
-from detection_reference import Recorded
+from detection_reference import RecordedWithMetadata
 from evaluation_runs import evaluate, flags, launch, units
 from families import MASK_RCNN, PVT_V2, RETINANET, tiny_detector
 from PIL import Image, ImageDraw
@@ -155,7 +155,8 @@ def test_categories_are_matched_by_name(trained: Path, data: Path, tmp_path: Pat
 
 def test_published_checkpoint_is_its_folder(tmp_path: Path) -> None:
     """With COCO's category ids, which leave numbers out, and a model of all 80 labels on data that has one."""
-    model = Recorded("retinanet", "pvt_v2_b0").model(tmp_path / "retinanet.pth")
+    RecordedWithMetadata("retinanet", "pvt_v2_b0").save(tmp_path / "retinanet.pth")
+    model = hf_pvt.load_original(tmp_path / "retinanet.pth")
     (tmp_path / "val2017").mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)).save(
         tmp_path / "val2017" / "1.png"

@@ -18,7 +18,7 @@ from pathlib import Path
 import detector_keys
 import reference
 import torch
-from further_reference import weight
+from detection_reference import weight
 from paths import ROOT
 from tqdm import tqdm
 from transformers import (
