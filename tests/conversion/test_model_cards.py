@@ -17,53 +17,52 @@ NAMES = [f"{variant}{suffix}.md" for suffix in ("", "-ade20k") for variant in VA
 DETECTORS = [f"{detector}.md" for detector in PUBLISHED_DETECTORS]
 
 
-def test_one_for_each_variant_and_task() -> None:
-    assert sorted(path.name for path in CARDS.glob("*.md")) == sorted(NAMES + DETECTORS)
+def test_committed_cards_are_the_rendered_ones() -> None:
+    """Without a problem."""
+    rendered = {name: published.render() for name, published in card.published_cards().items()}
+    assert sorted(path.name for path in CARDS.glob("*.md")) == sorted(rendered) == sorted(NAMES + DETECTORS)
     assert (len(NAMES), len(DETECTORS)) == (30, 38)
+    committed = {name: (CARDS / name).read_text(encoding="utf-8") for name in rendered}
+    assert [name for name in rendered if committed[name] != rendered[name]] == []
+    problems = {name: check_card(CARDS / name) for name in rendered}
+    assert {name: found for name, found in problems.items() if found} == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_committed_cards(name: str) -> None:
-    """Rendered now, without a problem, and with the numbers of the variants' table."""
-    text = (CARDS / name).read_text(encoding="utf-8")
-    assert text == card.published_cards()[name].render()
-    assert check_card(CARDS / name) == []
-    variant = VARIANTS[name.removesuffix(".md").removesuffix("-ade20k")]
-    data = ModelCard(text).data
-    (result,) = data.eval_results
-    if "ade20k" in name:
-        expected = ("image-segmentation", "mean_iou", variant.miou_reported, variant.fpn_parameters)
-    else:
-        expected = ("image-classification", "accuracy", variant.top1_reported, variant.parameters)
-    assert (data.pipeline_tag, result.metric_type, result.metric_value) == expected[:3]
-    assert f"| {expected[3]:,} |" in text
-    assert "reported" in result.metric_name and result.verified is None
-    assert data.license == variant.license
-    assert data.library_name == "transformers"
-    assert ("trust_remote_code=True" in text) == (variant.model_type == "p2t" or "ade20k" in name)
+@pytest.mark.parametrize("suffix", ["", "-ade20k"], ids=["classification", "segmentation"])
+def test_numbers_of_the_variants(suffix: str) -> None:
+    """The table's."""
+    for name, variant in VARIANTS.items():
+        text = (CARDS / f"{name}{suffix}.md").read_text(encoding="utf-8")
+        data = ModelCard(text).data
+        (result,) = data.eval_results
+        if suffix:
+            expected = ("image-segmentation", "mean_iou", variant.miou_reported)
+        else:
+            expected = ("image-classification", "accuracy", variant.top1_reported)
+        assert (data.pipeline_tag, result.metric_type, result.metric_value) == expected, name
+        assert f"| {variant.fpn_parameters if suffix else variant.parameters:,} |" in text, name
+        assert "reported" in result.metric_name and result.verified is None, name
+        assert (data.license, data.library_name) == (variant.license, "transformers"), name
+        assert ("trust_remote_code=True" in text) == (variant.model_type == "p2t" or bool(suffix)), name
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_committed_cards_of_detectors(name: str) -> None:
-    text = (CARDS / name).read_text(encoding="utf-8")
-    assert text == card.published_cards()[name].render()
-    assert check_card(CARDS / name) == []
-    detector = PUBLISHED_DETECTORS[name.removesuffix(".md")]
-    data = ModelCard(text).data
-    figures = [(result.metric_name, result.metric_value) for result in data.eval_results]
-    expected = [("box AP, % (reported by the authors)", detector.box_ap_reported)]
-    if detector.mask_ap_reported is not None:
-        expected.append(("mask AP, % (reported by the authors)", detector.mask_ap_reported))
-    assert figures == expected
-    assert {result.dataset_name for result in data.eval_results} == {"COCO"}
-    repository = "yuhuan-wu/P2T" if "p2t" in name else "whai362/PVT"
-    assert {(result.source_name, result.source_url) for result in data.eval_results} == {
-        (repository, f"https://github.com/{repository}")
-    }
-    assert f"**reported** by [the authors](https://github.com/{repository}) for" in text
-    assert data.pipeline_tag == ("object-detection" if len(expected) == 1 else "image-segmentation")
-    assert f"| {detector.parameters:,} | {detector.gmacs_800x1280} |" in text
-    assert data.license == detector.license and "trust_remote_code=True" in text
+def test_numbers_of_the_detectors() -> None:
+    for name, detector in PUBLISHED_DETECTORS.items():
+        text = (CARDS / f"{name}.md").read_text(encoding="utf-8")
+        data = ModelCard(text).data
+        expected = [("box AP, % (reported by the authors)", detector.box_ap_reported)]
+        if detector.mask_ap_reported is not None:
+            expected.append(("mask AP, % (reported by the authors)", detector.mask_ap_reported))
+        assert [(result.metric_name, result.metric_value) for result in data.eval_results] == expected, name
+        assert {result.dataset_name for result in data.eval_results} == {"COCO"}, name
+        repository = "yuhuan-wu/P2T" if "p2t" in name else "whai362/PVT"
+        url = f"https://github.com/{repository}"
+        sources = {(result.source_name, result.source_url) for result in data.eval_results}
+        assert sources == {(repository, url)}, name
+        assert f"**reported** by [the authors]({url}) for" in text, name
+        assert data.pipeline_tag == ("object-detection" if len(expected) == 1 else "image-segmentation"), name
+        assert f"| {detector.parameters:,} | {detector.gmacs_800x1280} |" in text, name
+        assert data.license == detector.license and "trust_remote_code=True" in text, name
 
 
 @pytest.fixture

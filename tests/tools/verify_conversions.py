@@ -4,7 +4,7 @@ Each checkpoint is drawn from the published keys (see `reference`), converted by
 class, compared with the recorded outputs of the published implementation, and exported to its original layout again.
 Of detectors only the backbone is compared here, inside the recorded segmenter, where its weights have the same names.
 
-    python tests/verify_conversions.py --tasks atss gfl     only these; the table keeps its other rows
+    python tests/tools/verify_conversions.py --tasks atss gfl     only these; the table keeps its other rows
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """All published variants with both heads as ONNX files: writes conversion/onnx.md.
 
-    python tests/verify_onnx.py                 all of them
-    python tests/verify_onnx.py pvt-v2-b0       the rows of this one; the others stay as they are
+    python tests/tools/verify_onnx.py                 all of them
+    python tests/tools/verify_onnx.py pvt-v2-b0       the rows of this one; the others stay as they are
 
 Weights are drawn from the published keys (see `reference`).
 """
@@ -61,7 +61,7 @@ def document(rows: dict[tuple[str, str], str]) -> str:
     sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in VERIFIED)
     ordered = [rows[variant, task] for task in TASKS for variant in VARIANTS if (variant, task) in rows]
     return (
-        f"# All published variants as ONNX files\n\nWritten by `python tests/verify_onnx.py` (hf_pvt "
+        f"# All published variants as ONNX files\n\nWritten by `python tests/tools/verify_onnx.py` (hf_pvt "
         f"{hf_pvt.__version__}): each file in ONNX Runtime against the model in PyTorch, with weights drawn from the "
         f"published keys. fp32 and fp16: the largest difference at {sizes} (batch x height x width), as a share of the "
         f"outputs' largest value (limits {onnx_files.LIMIT:.0e} and {onnx_files.HALF_LIMIT:.0e}); all were traced at "
