@@ -1,4 +1,4 @@
-"""A run that is killed, in a step or at any part of a checkpoint's writing, ends with the weights of one that was not."""
+"""A run that is killed in a step or in a checkpoint's writing ends with the weights of one that was not."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_killed_at_every_part_of_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_killed_detector(tmp_path: Path) -> None:
-    """With augmentation, proposals and samples that are drawn, and a moving average; at last before the model's name."""
+    """With augmentation, drawn proposals and samples, a moving average; at last before the model has its name."""
     data = detection_runs.annotated_scenes(tmp_path / "data", 12, 4)
     start = detection_runs.detector(tmp_path / "start", MASK_RCNN)
     values = {"model_name_or_path": start, "random_crop": 0.5, "ema_decay": 0.5, "drop_path_rate": 0.2}
