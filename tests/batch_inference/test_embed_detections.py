@@ -86,6 +86,7 @@ def test_detections(detector: DetectorRow, photos: Path, tmp_path: Path, monkeyp
             assert (masks == expected["segmentation"].numpy()).mean() > 0.9999 and masks.any()  # rounding of a batch
 
 
+@pytest.mark.slow
 def test_columns(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their types, which images without detections have as well."""
     saved(MASK_RCNN, tmp_path / "model")
@@ -125,6 +126,7 @@ def test_threshold(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         embed(monkeypatch, tmp_path / "0.25", threshold=0.4, **flags)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second of three shards: the first stays, and all are those of a run that nothing interrupted."""
     saved(MASK_RCNN, tmp_path / "model")
@@ -148,6 +150,7 @@ def test_interrupted_and_resumed(photos: Path, tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "out" / "part-00000-of-00003.parquet").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_published_checkpoint(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the published processor and the checkpoint's names."""
     model: Any = tiny(P2T)

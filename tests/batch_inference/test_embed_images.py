@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,15 @@ from batch_inference.output_kinds import Embedder, output_class, png
 from batch_inference.shards import write_shard
 from batch_inference.units import open_source
 from families import P2T, PVT, PVT_V2
-from paths import ROOT
+from paths import SUPPORT
 from PIL import Image
+from script_runs import ENVIRONMENT
 from torch import Tensor
 from training.images import BadImageError
 from training.whole_files import MaskFiles
 
 import hf_pvt
 
-SCRIPT = ROOT / "examples" / "embed_images.py"
 CROP = 64
 
 
@@ -213,47 +212,20 @@ def test_each_process_its_own(classifier: Path, photos: Path, tmp_path: Path, mo
     assert (tmp_path / "two" / "_bad_images.json").is_file()
 
 
-def run(*launcher: str, **flags: Any) -> subprocess.Popen[str]:
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, SCRIPT, *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_two_real_processes(classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = {"model_name_or_path": classifier, "input_dir": photos, "unit_size": 3, "batch_size": 3}
-    port = ("--main_process_port", "0")  # a free one
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *port)
-    process = run(*launcher, output_dir=tmp_path / "two", **flags)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "2/2" in errors and "4/4" not in errors  # shards of the first process, whose progress is shown
-    assert "11 images are done" in output and "warning" not in output
-    assert table_of(tmp_path / "two").equals(embed(monkeypatch, tmp_path / "one", **flags))
-
-
+@pytest.mark.processes
 def test_killed_and_started_again(
     classifier: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole shards are kept as they are, the others computed: the result is that of a run nobody killed."""
-    many = tmp_path / "many"
-    many.mkdir()
-    for index in range(400):
-        os.link(sorted(photos.rglob("*.png"))[index % 6], many / f"{index:03}.png")
-    flags = {"model_name_or_path": classifier, "input_dir": many, "unit_size": 10, "batch_size": 4}
-    process = run(output_dir=tmp_path / "killed", **flags)
-    while len(list((tmp_path / "killed").glob("*.parquet"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    """In the third of four shards: the first two are kept as they are; the result is that of a run nobody killed."""
+    flags = {"model_name_or_path": classifier, "input_dir": photos, "unit_size": 3, "batch_size": 2}
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    # Of each shard's two batches; the sixth is the third shard's second.
+    dying = [SUPPORT / "die_at.py", "batch_inference.output_kinds", "Embedder.__call__", "5", "embed_images"]
+    command = [sys.executable, *dying, *words, "--output_dir", tmp_path / "killed"]
+    killed = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     whole = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.parquet")}
-    assert 3 <= len(whole) < 40
+    assert len(whole) == 2 and len(list((tmp_path / "killed").glob("*.incomplete"))) == 1
     assert not (tmp_path / "killed" / "_bad_images.json").exists()
     resumed = embed(monkeypatch, tmp_path / "killed", **flags)
     assert resumed.equals(embed(monkeypatch, tmp_path / "whole", **flags))

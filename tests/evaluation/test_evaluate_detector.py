@@ -10,8 +10,9 @@ import pytest
 import run_object_detection
 from detection_reference import RecordedWithMetadata
 from evaluation_runs import evaluate, flags, launch, units
-from families import MASK_RCNN, PVT_V2, RETINANET, tiny_detector
+from families import MASK_RCNN, PVT_V2, RETINANET, DetectorRow, tiny_detector
 from PIL import Image, ImageDraw
+from refusals import refusal
 from script_runs import reset
 from script_runs import results as results_of
 from transformers import AutoModelForObjectDetection
@@ -49,13 +50,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[RETINANET, MASK_RCNN], ids=str)
-def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run of a detector with masks."""
+    return one_step(MASK_RCNN, data, tmp_path_factory.mktemp("trained"))
+
+
+def one_step(kind: DetectorRow, data: Path, folder: Path) -> Path:
     """The output of a run of one step, from a detector that finds much, some of it right."""
-    folder = tmp_path_factory.mktemp(str(request.param))
     fields = {"id2label": dict(enumerate(LABELS)), "label2id": {name: label for label, name in enumerate(LABELS)}}
     fields["anchor_scales"] = (4, 8, 16)  # as large as the rectangles, too
-    tiny_detector(request.param, num_labels=len(LABELS), **fields).save_pretrained(folder / "detector")
+    tiny_detector(kind, num_labels=len(LABELS), **fields).save_pretrained(folder / "detector")
     train(f"--model_name_or_path {folder / 'detector'} --max_steps 1 --learning_rate 1e-6", data, folder / "run")
     return folder / "run"
 
@@ -72,36 +77,36 @@ def train(start: str, data: Path, output: Path) -> None:
 
 
 def test_what_training_measures(trained: Path, data: Path, tmp_path: Path) -> None:
-    """Masks, and with boxes alone."""
+    """Masks, boxes alone, and a detector that has no masks."""
     values: dict[str, Any] = {"validation_dir": data, "validation_annotations": data.parent / "instances.json"}
-    found = evaluate(trained / "model", tmp_path / "out", unit_size=2, overlays=1, **values)
-    expected = results_of(trained)["metrics"]
-    assert found["metrics"] == expected and expected["box_ar100"] > 0.1
-    assert found["metrics"]["examples"] == IMAGES
-    masks = "mask_ap" in expected
-    assert found["protocol"]["scored"] == ("boxes and masks" if masks else "boxes")
-    assert found["protocol"]["images"] == "shorter side 64, longer at most 128, multiples of 32, bilinear"
-    assert len(list((tmp_path / "out" / "overlays").glob("*.png"))) == 1
-    if masks:
-        boxes = evaluate(trained / "model", tmp_path / "boxes", with_masks=False, **values)["metrics"]
-        assert boxes["box_ar100"] == expected["box_ar100"] and "mask_ap" not in boxes
+    runs = {"boxes and masks": trained, "boxes": one_step(RETINANET, data, tmp_path)}
+    for scored, run in runs.items():
+        found = evaluate(run / "model", tmp_path / scored, unit_size=2, overlays=1, **values)
+        expected = results_of(run)["metrics"]
+        assert found["metrics"] == expected and expected["box_ar100"] > 0.1
+        assert found["metrics"]["examples"] == IMAGES
+        assert ("mask_ap" in expected) == (run is trained) and found["protocol"]["scored"] == scored
+        assert found["protocol"]["images"] == "shorter side 64, longer at most 128, multiples of 32, bilinear"
+        assert len(list((tmp_path / scored / "overlays").glob("*.png"))) == 1
+    boxes = evaluate(trained / "model", tmp_path / "without", with_masks=False, **values)["metrics"]
+    assert boxes["box_ar100"] == results_of(trained)["metrics"]["box_ar100"] and "mask_ap" not in boxes
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_started_again(processes: int, trained: Path, data: Path, tmp_path: Path) -> None:
-    """What was finished stays, and the rest is done with another number of processes."""
+@pytest.mark.processes
+def test_killed_and_started_again(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Of two processes: what was finished stays, and one does the rest."""
     values: dict[str, Any] = {"validation_dir": data, "validation_annotations": data.parent / "instances.json"}
     arguments = flags(trained / "model", tmp_path / "out", unit_size=1, **values)
-    assert launch(arguments, processes, killed_after=2).returncode != 0
+    assert launch(arguments, processes=2, killed_after=2).returncode != 0
     before = units(tmp_path / "out")
-    assert 2 <= len(before) < IMAGES and not (tmp_path / "out" / "results.json").exists()
-    again = launch(arguments, 3 - processes)
-    assert again.returncode == 0, again.stderr
+    assert 2 <= len(before) <= 4 and not (tmp_path / "out" / "results.json").exists()
+    evaluate(trained / "model", tmp_path / "out", unit_size=1, **values)
     assert results_of(tmp_path / "out")["metrics"] == results_of(trained)["metrics"]
     after = units(tmp_path / "out")
     assert len(after) == IMAGES and {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_transformers_own_detector(data: Path, tmp_path: Path) -> None:
     """A step of DETR on our pyramid, saved, and measured as at the run's end."""
     PVT_V2.classifier(PVT_V2.tiny_config()).save_pretrained(tmp_path / "pyramid")
@@ -123,20 +128,15 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
-def test_errors(case: str, trained: Path, data: Path, tmp_path: Path) -> None:
+def test_errors(trained: Path, data: Path, tmp_path: Path) -> None:
     content = json.loads((data.parent / "instances.json").read_text())
     content["categories"].append({"id": 9, "name": "cat"})
     (tmp_path / "more.json").write_text(json.dumps(content))
-    values, sentence = ERRORS[case]
-    with pytest.raises((ValueError, OSError)) as error:
-        evaluate(
-            trained / "model",
-            tmp_path / "out",
-            **{"validation_dir": data, "validation_annotations": tmp_path / "more.json"} | values,
-        )
-    assert sentence in str(error.value)
-    assert not (tmp_path / "out").exists()
+    for case, (values, sentence) in ERRORS.items():
+        chosen = {"validation_dir": data, "validation_annotations": tmp_path / "more.json"} | values
+        said = refusal(case, evaluate, trained / "model", tmp_path / "out", **chosen)
+        assert sentence in said, case
+        assert not (tmp_path / "out").exists(), case
 
 
 def test_categories_are_matched_by_name(trained: Path, data: Path, tmp_path: Path) -> None:
@@ -153,6 +153,7 @@ def test_categories_are_matched_by_name(trained: Path, data: Path, tmp_path: Pat
     assert found["metrics"] == results_of(trained)["metrics"]
 
 
+@pytest.mark.slow
 def test_published_checkpoint_is_its_folder(tmp_path: Path) -> None:
     """With COCO's category ids, which leave numbers out, and a model of all 80 labels on data that has one."""
     RecordedWithMetadata("retinanet", "pvt_v2_b0").save(tmp_path / "retinanet.pth")

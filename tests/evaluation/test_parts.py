@@ -12,6 +12,7 @@ from evaluation.measured_card import measured_result, write_to_card
 from evaluation.units import Units
 from huggingface_hub import ModelCard, metadata_load
 from paths import ROOT
+from refusals import refusal
 from timm.data import ImageNetInfo
 
 import hf_pvt
@@ -92,35 +93,27 @@ def test_wordnet_ids() -> None:
     assert wordnet_ids() == ImageNetInfo("imagenet-1k").label_names()
 
 
-@pytest.mark.parametrize(
-    ("found", "names", "by_number", "expected"),
-    [
-        (["b", "a"], ["a", "b", "c"], False, {"a": 0, "b": 1}),
-        (["2", "10"], ["2", "1", "10"], False, {"2": 0, "10": 2}),
-        (["0", "2"], ["a", "b", "c"], False, {"0": 0, "2": 2}),
-        (["n01440764", "n15075141"], IMAGENET, False, {"n01440764": 0, "n15075141": 999}),
-        (["y", "x"], ["a", "b"], True, {"y": 0, "x": 1}),
-    ],
-    ids=["names", "numbers that are names", "numbers", "WordNet", "order"],
-)
-def test_labels(found: list[str], names: list[str], by_number: bool, expected: dict[str, int]) -> None:
-    assert match_labels(found, names, by_number)[0] == expected
+def test_labels() -> None:
+    cases: dict[str, tuple[list[str], list[str], bool, dict[str, int]]] = {
+        "names": (["b", "a"], ["a", "b", "c"], False, {"a": 0, "b": 1}),
+        "numbers that are names": (["2", "10"], ["2", "1", "10"], False, {"2": 0, "10": 2}),
+        "numbers": (["0", "2"], ["a", "b", "c"], False, {"0": 0, "2": 2}),
+        "WordNet": (["n01440764", "n15075141"], IMAGENET, False, {"n01440764": 0, "n15075141": 999}),
+        "order": (["y", "x"], ["a", "b"], True, {"y": 0, "x": 1}),
+    }
+    for case, (found, names, by_number, expected) in cases.items():
+        assert match_labels(found, names, by_number)[0] == expected, case
 
 
-@pytest.mark.parametrize(
-    ("found", "names", "sentence"),
-    [
-        (["1", "1000"], IMAGENET, "from 1 to 1000 and seem to count from 1; expected 0 to 999"),
-        (["0", "5"], ["a", "b"], "from 0 to 5; expected 0 to 1"),
-        (["n00000001"], IMAGENET, "1 of the WordNet ids are none of ImageNet-1k's 1,000: n00000001"),
-        (["a"], ["a", "a"], "several labels of the name a; give --labels_by_number"),
-    ],
-    ids=["from one", "too high", "no synset", "twice"],
-)
-def test_labels_that_do_not_match(found: list[str], names: list[str], sentence: str) -> None:
-    with pytest.raises(ValueError) as error:
-        match_labels(found, names)
-    assert sentence in str(error.value)
+def test_labels_that_do_not_match() -> None:
+    cases: dict[str, tuple[list[str], list[str], str]] = {
+        "from one": (["1", "1000"], IMAGENET, "from 1 to 1000 and seem to count from 1; expected 0 to 999"),
+        "too high": (["0", "5"], ["a", "b"], "from 0 to 5; expected 0 to 1"),
+        "no synset": (["n00000001"], IMAGENET, "1 of the WordNet ids are none of ImageNet-1k's 1,000: n00000001"),
+        "twice": (["a"], ["a", "a"], "several labels of the name a; give --labels_by_number"),
+    }
+    for case, (found, names, sentence) in cases.items():
+        assert sentence in refusal(case, match_labels, found, names), case
 
 
 def validation_files(numbers: list[int], labels: list[str]) -> list[tuple[Path, str]]:
@@ -138,45 +131,38 @@ def test_order_of_the_ground_truth() -> None:
         check_order(validation_files([77], ["65"]))
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
-        "c\na\nb\n",
-        "2.png a\nval/3.png b\n1.png c\n",
-        "3 b\n\n1 c\n2 a",
-        "ImageId,PredictionString\n2,a 1 2 3 4\n1,c\n3,b 5\n",
-    ],
-    ids=["in order", "files", "stems", "Kaggle"],
-)
-def test_flat_files(lines: str, tmp_path: Path) -> None:
+def test_flat_files(tmp_path: Path) -> None:
     """The labels may lie beside the images."""
     for number in (3, 1, 2):
         (tmp_path / f"{number}.png").write_bytes(b"")
-    (tmp_path / "labels.txt").write_text(lines)
-    found = flat_files(str(tmp_path), str(tmp_path / "labels.txt"))
-    assert [(file.name, label) for file, label in found] == [("1.png", "c"), ("2.png", "a"), ("3.png", "b")]
+    cases = {
+        "in order": "c\na\nb\n",
+        "files": "2.png a\nval/3.png b\n1.png c\n",
+        "stems": "3 b\n\n1 c\n2 a",
+        "Kaggle": "ImageId,PredictionString\n2,a 1 2 3 4\n1,c\n3,b 5\n",
+    }
+    for case, lines in cases.items():
+        (tmp_path / "labels.txt").write_text(lines)
+        found = flat_files(str(tmp_path), str(tmp_path / "labels.txt"))
+        assert [(file.name, label) for file, label in found] == [("1.png", "c"), ("2.png", "a"), ("3.png", "b")], case
 
 
-@pytest.mark.parametrize(
-    ("lines", "sentence"),
-    [
-        ("a\nb", "has 2 labels, and "),
-        ("1 a\n2 b", "3.png has no label in "),
-        ("1 a\n2 b\n3 c\n4 d", "has labels of 1 images that are not there, the first 4"),
-        ("1 a\n1 b\n2 c\n3 d", "has two labels of 1, a and b; remove one"),
-        ("1 a b\n2", "has lines of 1 to 3 words; expected `label` or `file label` in each"),
-        ("", "has lines of 0 to 0 words"),
-    ],
-    ids=["fewer", "unlabelled", "lost", "twice", "words", "empty"],
-)
-def test_flat_files_that_do_not_fit(lines: str, sentence: str, tmp_path: Path) -> None:
+def test_flat_files_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     for number in (1, 2, 3):
         (tmp_path / "val" / f"{number}.png").write_bytes(b"")
-    (tmp_path / "labels.txt").write_text(lines)
-    with pytest.raises(ValueError) as error:
-        flat_files(str(tmp_path / "val"), str(tmp_path / "labels.txt"))
-    assert sentence in str(error.value)
+    cases = {
+        "fewer": ("a\nb", "has 2 labels, and "),
+        "unlabelled": ("1 a\n2 b", "3.png has no label in "),
+        "lost": ("1 a\n2 b\n3 c\n4 d", "has labels of 1 images that are not there, the first 4"),
+        "twice": ("1 a\n1 b\n2 c\n3 d", "has two labels of 1, a and b; remove one"),
+        "words": ("1 a b\n2", "has lines of 1 to 3 words; expected `label` or `file label` in each"),
+        "empty": ("", "has lines of 0 to 0 words"),
+    }
+    table = tmp_path / "labels.txt"
+    for case, (lines, sentence) in cases.items():
+        table.write_text(lines)
+        assert sentence in refusal(case, flat_files, str(tmp_path / "val"), str(table)), case
 
 
 def test_units_hold_each_sample_once() -> None:

@@ -1,10 +1,9 @@
-"""COCO's average precision against pycocotools, in one process and in two."""
+"""COCO's average precision against pycocotools; in two processes see test_two_processes.py."""
 
 import contextlib
 import io
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from pycocotools import mask as published_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from script_runs import two_workers
 
 from hf_pvt.evidence_metric import as_array
 from hf_pvt.metrics import CocoAveragePrecision
@@ -442,40 +440,3 @@ def test_refused_keys() -> None:
     for names in ([], "cat"):
         with pytest.raises(ValueError, match="expected the names of all labels"):
             CocoAveragePrecision(names)
-
-
-WORKER = """
-import json, sys
-import torch
-from hf_pvt.metrics import CocoAveragePrecision
-torch.set_num_threads(1)
-process, folder, data = int(sys.argv[1]), sys.argv[2], json.load(open(sys.argv[3]))
-settings = dict(num_process=2, process_id=process, experiment_id="test", cache_dir=folder, timeout=60)
-results = []
-for mine in (slice(process, None, 2), slice(0, None if process == 0 else 0), slice(process * 5, 7 + process * 5)):
-    metric = CocoAveragePrecision(["cat", "dog", "bird"], with_masks=True, **settings)
-    metric.add_batch(predictions=data["predictions"][mine], references=data["references"][mine])
-    try:
-        results.append(metric.compute())
-    except ValueError as error:
-        results.append(str(error))
-print(json.dumps(results, default=lambda array: array.tolist()))
-"""
-
-
-@pytest.mark.processes
-def test_two_processes(tmp_path: Path) -> None:
-    """The same bits as one, even where the other has no image; what both have is named."""
-    predictions, references = scenes(8)
-    plain = [one | {name: one[name].tolist() for name in ("scores", "labels", "boxes")} for one in predictions]
-    (tmp_path / "data.json").write_text(json.dumps({"predictions": plain, "references": references}))
-    main, other = two_workers(WORKER, str(tmp_path), str(tmp_path / "data.json"))
-    assert other == [None] * 3
-    expected = CocoAveragePrecision(NAMES, with_masks=True).compute(predictions=predictions, references=references)
-    for scores in main[:2]:
-        assert list(scores) == list(expected)
-        for name, value in expected.items():
-            np.testing.assert_array_equal(scores[name], value, err_msg=name)
-    shared = sorted(reference["image_id"] for reference in references[5:7])
-    assert main[2] in {f"image {image_id} was added twice; each image counts once." for image_id in shared}
-    assert not list(tmp_path.rglob("*.arrow"))

@@ -1,13 +1,11 @@
-"""The metrics against the published algorithm and torch.topk, in one process and in two."""
+"""The metrics against the published algorithm and torch.topk; in two processes see test_two_processes.py."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from script_runs import two_workers
 from sklearn.metrics import f1_score
 
 from hf_pvt.metrics import MeanIoU, TopKAccuracy
@@ -209,40 +207,3 @@ def test_refused_scores() -> None:
     for k in (0, (1, 0), ()):
         with pytest.raises(ValueError, match="expected numbers of at least 1"):
             TopKAccuracy(k)
-
-
-WORKER = """
-import json, sys
-import numpy as np
-from hf_pvt.metrics import MeanIoU, TopKAccuracy
-process, folder, data = int(sys.argv[1]), sys.argv[2], np.load(sys.argv[3])
-settings = dict(num_process=2, process_id=process, experiment_id="test", cache_dir=folder, timeout=60)
-results = []
-for _ in range(2):
-    metrics = MeanIoU(7, **settings), TopKAccuracy(**settings)
-    for metric, names in zip(metrics, (("maps", "truth"), ("scores", "labels"))):
-        predictions, references = (data[name][process * 3 :][: 3 if process == 0 else None] for name in names)
-        metric.add_batch(predictions=predictions, references=references)
-        results.append(metric.compute())
-idle = MeanIoU(7, **settings)
-if process == 0:
-    idle.add_batch(predictions=data["maps"], references=data["truth"])
-results.append(idle.compute())
-print(json.dumps(results, default=lambda array: array.tolist()))
-"""
-
-
-@pytest.mark.processes
-def test_two_processes(tmp_path: Path) -> None:
-    """The main process gets the scores of all, even where the other has no example, and the other gets None."""
-    maps = [np.stack(m) for m in zip(*(RANDOM.integers(0, 7, (2, 9, 11)) for _ in range(5)), strict=True)]
-    data = {"maps": maps[0], "truth": maps[1], "scores": RANDOM.random((5, 8)), "labels": RANDOM.integers(0, 8, 5)}
-    np.savez(tmp_path / "data.npz", **data)
-    main, other = two_workers(WORKER, str(tmp_path), str(tmp_path / "data.npz"))
-    assert other == [None] * 5
-    iou = MeanIoU(7).compute(predictions=data["maps"], references=data["truth"])
-    accuracy = TopKAccuracy().compute(predictions=data["scores"], references=data["labels"])
-    for result in (main[0], main[2], main[4]):
-        assert_same(result, iou)
-    assert main[1] == main[3] == accuracy
-    assert not list(tmp_path.rglob("*.arrow"))

@@ -7,27 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import evaluate_model
+from paths import SUPPORT
 from script_runs import ENVIRONMENT, reset, results
 
 SCRIPT = Path(evaluate_model.__file__)
-# The process that has written so many units kills itself, as the system would.
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv.pop(1))
-units, written = int(sys.argv.pop(1)), 0
-import evaluate_model
-write = evaluate_model.Units.write
-
-def write_and_count(self, *found):
-    global written
-    write(self, *found)
-    written += 1
-    if written == units:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-evaluate_model.Units.write = write_and_count
-evaluate_model.main()
-"""
 
 
 def flags(model: Path | str, output: Path, **values: Any) -> list[str]:
@@ -51,16 +34,13 @@ def evaluate(model: Path | str, output: Path, **values: Any) -> dict[str, Any]:
 
 
 def launch(
-    argv: list[str], processes: int = 1, killed_after: int = 0, **environment: str
+    argv: list[str], processes: int = 1, killed_after: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A run in processes of its own, one of which dies after so many units."""
+    """A run in processes of its own, which are killed, or the first of them, when they have written so many units."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     script = [str(SCRIPT)]
-    if killed_after:
-        driver = Path(argv[argv.index("--output_dir") + 1] + "-killed.py")
-        driver.parent.mkdir(parents=True, exist_ok=True)
-        driver.write_text(KILLED)
-        script = [str(driver), str(SCRIPT.parent), str(killed_after)]
+    if killed_after is not None:
+        script = [str(SUPPORT / "die_at.py"), "evaluation.units", "Units.write", str(killed_after), "evaluate_model"]
     command = [sys.executable, *(launcher if processes > 1 else []), *script, *argv]
     return subprocess.run(
         command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState
+from paths import SUPPORT
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -44,13 +45,20 @@ def launch(
     )
 
 
-def two_workers(code: str, *words: str) -> list[Any]:
-    """What two processes at once print last, as JSON; each has its number as its first word, then `words`."""
-    workers = [
-        subprocess.Popen([sys.executable, "-c", code, str(process), *words], stdout=subprocess.PIPE, text=True)
-        for process in range(2)
-    ]
-    return [json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers]
+def launch_all(jobs: Sequence[tuple[str, str, Sequence[str]]], folder: Path) -> None:
+    """Runs of scripts by (name, module, argv), one after another in the same two processes; see `job_series.py`.
+
+    `reports` says what became of each.
+    """
+    folder.mkdir()
+    (folder / "jobs.json").write_text(json.dumps([[name, module, [*map(str, argv)]] for name, module, argv in jobs]))
+    process = launch(SUPPORT / "job_series.py", [str(folder / "jobs.json")], processes=2)
+    assert process.returncode == 0, process.stderr[-3000:]
+
+
+def reports(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Of a job of `launch_all`, what each process says: its error and what it printed."""
+    return [json.loads((folder / f"{name}-{process}.json").read_text()) for process in range(2)]
 
 
 def results(output: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The loop: resumed, divided, averaged and mixed runs end where they should; what is not a number ends at once.
 
-Kills are in test_training_kill.py, several processes and streams in test_training_processes.py.
+Kills are in runs/test_kill.py, several processes in runs/test_two_processes.py, streams in runs/test_processes.py.
 """
 
 import math
@@ -32,11 +32,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return too_small(tmp_path_factory.mktemp("tiny"))
 
 
-def test_workers_and_accumulation_do_not_change_the_outcome(small: Path, tiny: str, tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_workers_do_not_change_the_outcome(small: Path, tiny: str, tmp_path: Path) -> None:
+    for name, workers in (("one", 0), ("workers", 2)):
+        run(few_steps(small, tiny, tmp_path / name, dataloader_num_workers=workers))
+    torch.testing.assert_close(weights(tmp_path / "workers"), weights(tmp_path / "one"), rtol=0, atol=0)
+
+
+def test_accumulation_does_not_change_the_outcome(small: Path, tiny: str, tmp_path: Path) -> None:
     base = {"drop_path_rate": 0.0, "learning_rate": 1e-3}
     run(few_steps(small, tiny, tmp_path / "one", **base))
-    run(few_steps(small, tiny, tmp_path / "workers", dataloader_num_workers=2, **base))
-    torch.testing.assert_close(weights(tmp_path / "workers"), weights(tmp_path / "one"), rtol=0, atol=0)
     parts = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
     run(few_steps(small, tiny, tmp_path / "parts", **(base | parts)))
     torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
@@ -59,6 +64,7 @@ def test_recomputed_activations_give_the_same_gradients(small: Path, tiny: str, 
     torch.testing.assert_close(weights(tmp_path / "less"), weights(tmp_path / "plain"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled(small: Path, tmp_path: Path) -> None:
     """Compiled code trains to the same weights, under the same names."""
     tiny = too_small(tmp_path, depths=(1, 1, 1, 1))
@@ -86,10 +92,9 @@ def test_the_moving_average(small: Path, tiny: str, tmp_path: Path) -> None:
     assert not torch.allclose(saved, steps[-1], atol=1e-4)
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_resume_in_the_middle_of_an_epoch(ema_decay: float | None, small: Path, tiny: str, tmp_path: Path) -> None:
-    """Bit for bit, with mixing, drop path and repeated augmentation."""
-    values = {"recipe": "pvt-imagenet", "max_steps": 7, "checkpointing_steps": 2, "ema_decay": ema_decay}
+def test_resume_in_the_middle_of_an_epoch(small: Path, tiny: str, tmp_path: Path) -> None:
+    """Bit for bit, with mixing, drop path, repeated augmentation and a moving average."""
+    values = {"recipe": "pvt-imagenet", "max_steps": 7, "checkpointing_steps": 2, "ema_decay": 0.9}
     run(few_steps(small, tiny, tmp_path / "whole", **values))
     for folder in ("checkpoint-6", "checkpoint-7", "model"):
         (tmp_path / "whole" / folder).rename(tmp_path / folder)

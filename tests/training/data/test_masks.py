@@ -14,7 +14,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from segmentation_runs import configuration, flags, launch, run, write_png
+from refusals import refusal
+from segmentation_runs import configuration, flags, run, write_png
 from training import mask_census
 from training.arguments import DataArguments
 from training.images import BadImageError
@@ -83,20 +84,18 @@ def test_more_than_255_labels(tmp_path: Path) -> None:
     assert [label_values(tmp_path, names[:count]).ignored for count in (255, 256)] == [255, -100]
 
 
-@pytest.mark.parametrize(
-    ("content", "value", "expected"),
-    [
+def test_a_value_without_a_name(tmp_path: Path) -> None:
+    cases: list[tuple[Any, int, str]] = [
         (["a", "b", "c"], 3, "0 to 2, or 255 for none"),
         (BINARY, 128, "0 and 255"),
         ({"0": "a", "1": "b"}, -1, "0 and 1, or 255 for none"),
         ({"0": None, "2": "b", "5": "c"}, 70_000, "2 and 5, or 0 and 255 for none"),
         ({str(number): "a" for number in range(0, 100, 5)}, 4, "20 values from 0 to 95, or 255 for none"),
-    ],
-)
-def test_a_value_without_a_name(content: Any, value: int, expected: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as caught:
-        label_values(tmp_path, content).to_labels(np.array([[0, value]]) if value != 4 else np.array([[5, value]]))
-    assert str(caught.value) == f"holds the value {value}, expected {expected}"
+    ]
+    for content, value, expected in cases:
+        values, mask = label_values(tmp_path, content), np.array([[5 if value == 4 else 0, value]])
+        said = refusal(content, values.to_labels, mask)
+        assert said == f"holds the value {value}, expected {expected}", content
 
 
 def test_numbers_in_words() -> None:
@@ -105,18 +104,13 @@ def test_numbers_in_words() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["{", "{}", "[]", "3", '{"background": 0}', '{"-1": "a", "0": "b"}', '{"70000": "a"}', '{"0": null}', '{"0": 1}']
-    + ['{"1.5": "a"}', '{"0": "a", "00": "b"}'],
-)
-def test_what_holds_no_names(content: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as caught:
-        label_values(tmp_path, content)
-    assert str(caught.value) == (
-        f'{tmp_path}/labels.json holds no names of labels, expected a list or {{"0": name, ...}} of pixel values from '
-        "0 to 65535, with null for one that is no label."
-    )
+def test_what_holds_no_names(tmp_path: Path) -> None:
+    contents = ["{", "{}", "[]", "3", '{"background": 0}', '{"-1": "a", "0": "b"}', '{"70000": "a"}', '{"0": null}']
+    for content in (*contents, '{"0": 1}', '{"1.5": "a"}', '{"0": "a", "00": "b"}'):
+        assert refusal(content, label_values, tmp_path, content) == (
+            f'{tmp_path}/labels.json holds no names of labels, expected a list or {{"0": name, ...}} of pixel values '
+            "from 0 to 65535, with null for one that is no label."
+        ), content
 
 
 def test_no_file_of_names(tmp_path: Path) -> None:
@@ -138,27 +132,23 @@ def png(mask: Image.Image, **settings: Any) -> bytes:
 GREY = np.array([[0, 255, 0], [255, 255, 7]], dtype=np.uint8)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGB", "RGBA", "I;16", "1"])
-def test_kinds_of_masks(mode: str) -> None:
+def test_kinds_of_masks() -> None:
     """Grey saved as colours is grey, of a palette image the index counts, one bit is 0 and 1."""
-    mask = Image.fromarray(GREY)
-    if mode == "P":
-        mask.putpalette([9, 8, 7] * 256)
-    elif mode == "I;16":
-        mask = Image.fromarray(GREY.astype(np.uint16))
-    else:
-        mask = mask.convert(mode)
-    expected = GREY > 127 if mode == "1" else GREY
-    pixels, name = mask_pixels(Example(b"", "photo.png", png(mask), "mask.png"))
-    assert name == "mask.png" and pixels.dtype == np.int64 and np.array_equal(pixels, expected)
+    masks = {mode: Image.fromarray(GREY).convert(mode) for mode in ("L", "LA", "RGB", "RGBA", "1")}
+    masks |= {"P": Image.fromarray(GREY), "I;16": Image.fromarray(GREY.astype(np.uint16))}
+    masks["P"].putpalette([9, 8, 7] * 256)
+    for mode, mask in masks.items():
+        expected = GREY > 127 if mode == "1" else GREY
+        pixels, name = mask_pixels(Example(b"", "photo.png", png(mask), "mask.png"))
+        assert name == "mask.png" and pixels.dtype == np.int64 and np.array_equal(pixels, expected), mode
 
 
-@pytest.mark.parametrize("kind", ["colours", "transparent"])
-def test_colours_are_no_labels(kind: str) -> None:
-    mask = Image.fromarray(GREY).convert("RGBA")
-    mask.putpixel((0, 0), (1, 0, 0, 255) if kind == "colours" else (0, 0, 0, 0))
-    with pytest.raises(BadImageError, match=r"mask\.png is no mask: .*save colour-coded masks as single-channel"):
-        mask_pixels(Example(b"", "photo.png", png(mask), "mask.png"))
+def test_colours_are_no_labels() -> None:
+    for pixel in ((1, 0, 0, 255), (0, 0, 0, 0)):
+        mask = Image.fromarray(GREY).convert("RGBA")
+        mask.putpixel((0, 0), pixel)
+        with pytest.raises(BadImageError, match=r"mask\.png is no mask: .*save colour-coded masks as single-channel"):
+            mask_pixels(Example(b"", "photo.png", png(mask), "mask.png"))
 
 
 # The count before training
@@ -351,18 +341,6 @@ def test_masks_of_0_and_255(tmp_path: Path) -> None:
     assert metrics["remarks"] == {}
     config = AutoConfig.from_pretrained(tmp_path / "out" / "model")
     assert (config.id2label, config.semantic_loss_ignore_index) == ({0: "background", 1: "lesion"}, 255)
-
-
-def test_processes_fail_together(tmp_path: Path) -> None:
-    """Though one of them alone has looked at the mask that is refused."""
-    root = scenes(tmp_path / "data", [[0, 1], [0, 1, 9], [0, 1], [0, 1]], ["a", "b"])
-    values = {"from_scratch": configuration(tmp_path), "per_device_train_batch_size": 2, "max_steps": 1}
-    process = launch(flags(root, tmp_path / "out", **values), processes=2)
-    assert process.returncode == 1 and not (tmp_path / "out" / "model").exists()
-    errors = [line for line in process.stderr.replace("\r", "\n").splitlines() if "error: the training masks" in line]
-    assert errors and all(f"9 has no name (first in {root}/masks/1.png)" in line for line in errors)
-    # Where one is slow to write, the launcher ends it when the other has left.
-    assert len(errors) == 2 or "closing signal SIGTERM" in process.stderr
 
 
 def test_counts_add_up() -> None:

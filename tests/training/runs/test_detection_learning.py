@@ -14,6 +14,8 @@ from families import ATSS, CASCADE_MASK_RCNN, GFL, MASK_RCNN, RETINANET, SPARSE_
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection
 
+pytestmark = pytest.mark.slow
+
 # Large enough to learn; digits have about 15 by 25 pixels.
 FIELDS: dict[str, Any] = {"hidden_sizes": (32, 64, 96, 128), "anchor_scales": (1.5, 2), "anchor_ratios": (1, 1.5)}
 FIELDS |= {"id2label": {0: "digit"}, "label2id": {"digit": 0}}

@@ -1,4 +1,7 @@
-"""Two processes are one with the joint batch; each sample of a stream goes to one of them; lost ones are missed."""
+"""Processes that are lost are missed; each sample of a stream goes to one process; errors are one sentence.
+
+That two processes are one with the joint batch is in test_two_processes.py.
+"""
 
 import io
 import os
@@ -17,7 +20,7 @@ import pytest
 import torch
 from classification_runs import SCRIPT, digits, flags, launch, run, too_small
 from PIL import Image
-from script_runs import ENVIRONMENT, results, weights
+from script_runs import ENVIRONMENT, results
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from training import launch as launch_module
 from training.arguments import DataArguments, RunArguments
@@ -34,36 +37,6 @@ def tiny(tmp_path: Path) -> str:
     return too_small(tmp_path)
 
 
-def test_two_processes_are_one_with_the_joint_batch(tiny: str, tmp_path: Path) -> None:
-    """Five steps over an epoch's end, with augmentation; and 201 samples are 201, of which two are bad."""
-    data = digits(tmp_path / "data", 40, 201)
-    for name in ("bad.png", "worse.png"):
-        (min((data / "validation").iterdir()) / name).touch()
-    values = {
-        "from_scratch": tiny,
-        "max_steps": 5,
-        "learning_rate": 1e-3,
-        "recipe": "pvt-imagenet",
-        "on_bad_image": "skip",
-    }
-    # What mixes a batch, or drops a part of it by chance, is drawn by each process for itself.
-    values |= {"mixup": 0, "cutmix": 0, "drop_path_rate": 0, "max_grad_norm": 1.0, "checkpointing_steps": 3}
-    process = launch(flags(data, tmp_path / "two", per_device_train_batch_size=6, **values), processes=2)
-    assert process.returncode == 0, process.stderr[-3000:]
-    one = run(flags(data, tmp_path / "one", per_device_train_batch_size=12, **values))
-    two = results(tmp_path / "two")
-    assert (one["num_processes"], two["num_processes"]) == (1, 2)
-    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
-    assert two["metrics"] == one["metrics"] and two["metrics"]["examples"] == 201
-    assert two["bad_images"] == one["bad_images"] and len(two["bad_images"]) == 2
-
-    # One process continues what two began: the order is the batch's, not the processes'.
-    (tmp_path / "two" / "checkpoint-5").rename(tmp_path / "checkpoint-5")
-    alone = run([*flags(data, tmp_path / "two", per_device_train_batch_size=12, **values), "--resume"])
-    assert alone["steps"] == 5 and alone["num_processes"] == 1
-    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
-
-
 def test_processes_that_are_lost_are_missed(tiny: str, tmp_path: Path) -> None:
     """`accelerate launch --cpu --num_processes 2` runs one and says nothing; we say how to start two."""
     asked = ["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "run.py"]
@@ -74,21 +47,17 @@ def test_processes_that_are_lost_are_missed(tiny: str, tmp_path: Path) -> None:
     assert lost_processes(1, [["python", "run.py", "--num_processes", "2"]]) is None  # no launcher's flag
 
 
-@pytest.mark.parametrize(
-    ("command_line", "expected"),
-    [
-        ("torchrun --nproc_per_node 4 run.py", 4),
-        ("python -m torch.distributed.run --nproc-per-node=2 --nnodes=3 run.py", 6),
-        ("accelerate launch --num_processes=8 run.py", 8),
-        ("accelerate launch --config_file {file} run.py", 5),
-    ],
-)
-def test_what_a_launcher_was_asked_for(command_line: str, expected: int, tmp_path: Path) -> None:
+def test_what_a_launcher_was_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("num_processes: 5\n")
-    line = command_line.format(file=file).split()
-    assert lost_processes(expected, [line]) is None
-    assert str(lost_processes(expected - 1, [line])).startswith(f"{expected - 1} of {expected} ")
+    for line, expected in {
+        "torchrun --nproc_per_node 4 run.py": 4,
+        "python -m torch.distributed.run --nproc-per-node=2 --nnodes=3 run.py": 6,
+        "accelerate launch --num_processes=8 run.py": 8,
+        f"accelerate launch --config_file {file} run.py": 5,
+    }.items():
+        assert lost_processes(expected, [line.split()]) is None, line
+        assert str(lost_processes(expected - 1, [line.split()])).startswith(f"{expected - 1} of {expected} "), line
 
 
 def test_slurm_s_tasks_and_idle_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,14 +69,15 @@ def test_slurm_s_tasks_and_idle_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(lost_processes(1, [])).startswith("one process is running, on one of 4 GPUs (")
 
 
-@pytest.mark.parametrize(("cores", "processes", "workers"), [(8, 1, 8), (8, 3, 2), (1, 4, 1)])
-def test_as_many_workers_as_cores(cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_workers_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that this process may use, shared by the machine's processes; by default."""
-    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(cores)), raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert share_of_cores() == workers
+    for cores, processes, workers in [(8, 1, 8), (8, 3, 2), (1, 4, 1)]:
+        monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self, n=cores: list(range(n)), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert share_of_cores() == workers, (cores, processes)
 
 
+@pytest.mark.processes
 def test_default_workers_read(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [0], raising=False)
     values = {"from_scratch": tiny, "max_steps": 1, "per_device_train_batch_size": 8, "dataloader_num_workers": None}
@@ -115,6 +85,7 @@ def test_default_workers_read(tiny: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert record["arguments"]["dataloader_num_workers"] == 1 and record["metrics"]["examples"] == 8
 
 
+@pytest.mark.processes
 def test_the_launcher_s_silence_is_broken(tiny: str, tmp_path: Path) -> None:
     """The real thing."""
     data = digits(tmp_path / "data", 16, 8)
@@ -184,7 +155,7 @@ def shards(count: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(np.arange(48), count)]
 
 
-@pytest.mark.parametrize(("count", "workers"), [(4, 0), (4, 2), (3, 0)])
+@pytest.mark.parametrize(("count", "workers"), [(4, 0), pytest.param(4, 2, marks=pytest.mark.processes), (3, 0)])
 def test_training_takes_each_sample_of_a_stream_once_per_epoch(count: int, workers: int, tmp_path: Path) -> None:
     """Whole shards for each of two processes, or of three shards every second sample; over two epochs."""
     pattern = parquet(tmp_path / "shards", shards(count))
@@ -197,8 +168,7 @@ def test_training_takes_each_sample_of_a_stream_once_per_epoch(count: int, worke
     assert shares[0][0] != shares[0][1]  # shuffled anew
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("count", [4, 3])
+@pytest.mark.parametrize(("count", "workers"), [(4, 0), (3, 0), pytest.param(3, 2, marks=pytest.mark.processes)])
 def test_evaluation_counts_each_sample_of_a_stream_once(count: int, workers: int, tmp_path: Path) -> None:
     pattern = parquet(tmp_path / "shards", shards(count))
     found = []
@@ -234,8 +204,9 @@ def test_bad_images_of_a_stream(tmp_path: Path) -> None:
     assert len(seen) == 36 and sorted(set(seen)) == [n for n in range(20) if n not in (3, 19)]
 
 
+@pytest.mark.processes
 def test_two_processes_train_and_evaluate_on_streams(tiny: str, tmp_path: Path) -> None:
-    """Seven validation samples in three shards for two processes: each has its part, and all count once."""
+    """As people start them: seven validation samples in three shards, of which each has its part; all count once."""
     training = parquet(tmp_path / "training", [list(range(0, 10)), list(range(10, 20))])
     validation = parquet(tmp_path / "validation", [[1, 2, 3], [4, 5], [6, 7]])
     values = {"train_dir": None, "validation_dir": None, "train_files": training, "validation_files": validation}

@@ -1,6 +1,6 @@
 """What the classification script learns, and what it leaves: a model, a card, results.
 
-The loop's tests are test_training_*.py.
+The loop's tests are ../test_loop.py and what stands beside it.
 """
 
 import json
@@ -45,11 +45,11 @@ def learnt(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     for family in FAMILIES:
         values = {"per_device_train_batch_size": 64, "learning_rate": 2e-3, "num_train_epochs": 10, "warmup_epochs": 1}
         scratch = configuration(family, root / "configurations")
-        process = launch(flags(data, root / family.name, from_scratch=scratch, **values))
-        assert process.returncode == 0, process.stderr
+        run(flags(data, root / family.name, from_scratch=scratch, **values))
     return {family.name: root / family.name for family in FAMILIES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_digits_are_learnt(family: Family, learnt: dict[str, Path], data: Path) -> None:
     output = learnt[family.name]
@@ -71,6 +71,7 @@ def test_digits_are_learnt(family: Family, learnt: dict[str, Path], data: Path) 
     assert correct / 360 == pytest.approx(record["metrics"]["top1_accuracy"], abs=1.1 / 360)
 
 
+@pytest.mark.slow
 def test_the_model_card(learnt: dict[str, Path], data: Path) -> None:
     card = (learnt["pvt_v2"] / "model" / "README.md").read_text()
     accuracy = results(learnt["pvt_v2"])["metrics"]["top1_accuracy"]
@@ -106,6 +107,7 @@ def test_a_model_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: py
     assert [(path.name, (path / "README.md").read_text()) for path in tmp_path.iterdir()] == [("model", "third")]
 
 
+@pytest.mark.processes
 def test_the_model_is_pushed(hub: HubServer, small: Path, tiny: str, tmp_path: Path) -> None:
     """The model folder and nothing else, in one commit; without a token the run stops before it trains."""
     argv = few_steps(small, tiny, tmp_path / "out", max_steps=1, push_to_hub=True, hub_model_id="me/digits")
@@ -121,29 +123,26 @@ def test_the_model_is_pushed(hub: HubServer, small: Path, tiny: str, tmp_path: P
     assert b"# me/digits" in pushed["README.md"] and hub.count("POST", "*/commit/*") == 1
 
 
-@pytest.mark.parametrize("source", ["folder", "pth"])
-def test_a_fine_tune_beats_scratch_at_equal_steps(
-    source: str, learnt: dict[str, Path], data: Path, tmp_path: Path
-) -> None:
-    """On nine of the digits under other names, so that the classifier is another."""
+@pytest.mark.slow
+def test_a_fine_tune_beats_scratch_at_equal_steps(learnt: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    """On nine digits under other names, so that the classifier is another; from a folder and a published file."""
     values = {"per_device_train_batch_size": 32, "max_steps": 8, "learning_rate": 1e-3, "warmup_steps": 1, "seed": 1}
     nine = tmp_path / "nine"
     for part in ("train", "validation"):
         (nine / part).mkdir(parents=True)
         for label in range(9):
             (nine / part / f"digit {label}").symlink_to(data / part / str(label))
-    start = learnt["p2t"] / "model"
-    scratch = run(flags(nine, tmp_path / "scratch", from_scratch=start, **values))
-    if source == "pth":
-        model = hf_pvt.P2tForImageClassification.from_pretrained(start)
-        start = tmp_path / "published.pth"
-        torch.save({"model": published(model)}, start)
-    tuned = run(flags(nine, tmp_path / "tuned", model_name_or_path=start, **values))
-    assert tuned["metrics"]["top1_accuracy"] > scratch["metrics"]["top1_accuracy"] + 0.1
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "tuned" / "model")
-    assert list(model.config.id2label.values()) == [f"digit {label}" for label in range(9)]
-    card = (tmp_path / "tuned" / "model" / "README.md").read_text()
-    assert f"fine-tuned from `{start.name}`" in card and "license: cc-by-nc-sa-4.0" in card  # as P2T's weights
+    folder, file = learnt["p2t"] / "model", tmp_path / "published.pth"
+    torch.save({"model": published(hf_pvt.P2tForImageClassification.from_pretrained(folder))}, file)
+    scratch = run(flags(nine, tmp_path / "scratch", from_scratch=folder, **values))
+    for start in (folder, file):
+        output = tmp_path / f"tuned-{start.stem}"
+        tuned = run(flags(nine, output, model_name_or_path=start, **values))
+        assert tuned["metrics"]["top1_accuracy"] > scratch["metrics"]["top1_accuracy"] + 0.1, start.name
+        model = AutoModelForImageClassification.from_pretrained(output / "model")
+        assert list(model.config.id2label.values()) == [f"digit {label}" for label in range(9)]
+        card = (output / "model" / "README.md").read_text()
+        assert f"fine-tuned from `{start.name}`" in card and "license: cc-by-nc-sa-4.0" in card  # as P2T's weights
 
 
 def test_the_published_recipe_runs(small: Path, tiny: str, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import reference
 import run_object_detection as script
 import torch
 from detection_runs import NAMES, annotate, annotated_scenes, by_hand, detector, flags, launch, run
-from families import ATSS, CASCADE_MASK_RCNN, GFL, MASK_RCNN, RETINANET, SPARSE_RCNN, WITH_MASKS, DetectorRow
+from families import MASK_RCNN, RETINANET, DetectorRow
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from safetensors.torch import load_file
-from script_runs import results, weights
+from script_runs import weights
 from torch import Tensor, nn
 from training import loop
 from training.detectors import open_detector
@@ -47,7 +47,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind.name: detector(folder / kind.name, kind, sure=True) for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", [pytest.param(RETINANET, marks=pytest.mark.slow), MASK_RCNN], ids=str)
 def test_what_a_run_leaves(kind: DetectorRow, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
     """Scores that pycocotools finds for the model folder, pictures of each evaluation, and a card."""
     out = tmp_path / "out"
@@ -69,35 +69,7 @@ def test_what_a_run_leaves(kind: DetectorRow, data: Path, starts: dict[str, Path
     assert f"pipeline_tag: {'image-segmentation' if kind is MASK_RCNN else 'object-detection'}" in card
 
 
-@pytest.mark.parametrize("kind", [*KINDS, ATSS, GFL, CASCADE_MASK_RCNN, SPARSE_RCNN], ids=str)
-def test_two_processes_are_one_with_the_joint_batch(kind: DetectorRow, tmp_path: Path) -> None:
-    """Though images have four objects or one; and 201 images are 201."""
-    data = annotated_scenes(tmp_path / "data", 24, 201)
-
-    def uneven(content: dict[str, Any]) -> None:
-        poor = {image["id"] for image in content["images"][::2]}
-        first = {entry["image_id"]: entry for entry in reversed(content["annotations"])}
-        content["annotations"] = [
-            e for e in content["annotations"] if e["image_id"] not in poor or first[e["image_id"]] is e
-        ]
-
-    annotate(data / "train", uneven)
-    # Anchors and proposals that are drawn by chance would be others: all are taken.
-    fields = {"rpn_samples": 4096, "box_samples": 1000} if kind in WITH_MASKS else {}
-    start = detector(tmp_path / "start", kind, **fields)
-    values = {"model_name_or_path": start, "drop_path_rate": 0, "scale_lowest": 1, "max_grad_norm": 1, "max_steps": 5}
-    # Of a gradient that cancels out but for noise, Adam makes steps that at 1e-3 are seen.
-    values["learning_rate"] = 3e-4
-    process = launch(flags(data, tmp_path / "two", per_device_train_batch_size=2, **values), processes=2)
-    assert process.returncode == 0, process.stderr[-3000:]
-    one = run(flags(data, tmp_path / "one", per_device_train_batch_size=4, **values))
-    two = results(tmp_path / "two")
-    assert (one["num_processes"], two["num_processes"]) == (1, 2)
-    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=0, atol=1e-5)
-    assert one["metrics"]["examples"] == two["metrics"]["examples"] == 201
-    assert two["metrics"]["box_ap"] == pytest.approx(one["metrics"]["box_ap"], abs=1e-3)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_resumed_run_ends_the_same(kind: DetectorRow, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
     """Bit for bit, with augmentation, accumulation and a moving average, in the middle of an epoch."""
@@ -114,6 +86,7 @@ def test_resumed_run_ends_the_same(kind: DetectorRow, data: Path, starts: dict[s
     assert all(found[1][name].equal(weight) for name, weight in found[0].items())
 
 
+@pytest.mark.slow
 def test_a_moving_average_is_saved(data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
     """Of the weights after each step, from the first one on; and it is what was evaluated."""
     values = {"model_name_or_path": starts["retinanet"], "max_steps": 3, "checkpointing_steps": 1}
@@ -131,7 +104,7 @@ def test_a_moving_average_is_saved(data: Path, starts: dict[str, Path], tmp_path
     )
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("kind", [RETINANET, pytest.param(MASK_RCNN, marks=pytest.mark.slow)], ids=str)
 def test_mixed_precision(kind: DetectorRow, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
     """Products in bf16: nearly the weights of float32, which they stay."""
     values = {"model_name_or_path": starts[kind.name], "max_steps": 2, "validation_dir": None, "train_val_split": 0}
@@ -161,6 +134,7 @@ def stretched(folder: Path) -> None:
     annotate(folder, stretch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "recipe", "expected"),
     [
@@ -219,6 +193,7 @@ def test_published_recipes(
     assert all(weight.equal(whole[name]) for name, weight in weights(tmp_path / "out").items())
 
 
+@pytest.mark.slow
 def test_the_published_detr_is_one_command(data: Path, tmp_path: Path) -> None:
     """On a published file; three steps at the rate of four images and one at its tenth, in the backbone at a tenth."""
     pyramid = tmp_path / "pvt_small.pth"
@@ -257,6 +232,7 @@ def test_a_share_is_held_out(data: Path, starts: dict[str, Path], tmp_path: Path
     assert (record["metrics"]["examples"], record["steps"]) == (4, 3)
 
 
+@pytest.mark.processes
 def test_the_model_is_pushed(hub: HubServer, data: Path, starts: dict[str, Path], tmp_path: Path) -> None:
     """The model folder and nothing else, in one commit."""
     values = {"model_name_or_path": starts["retinanet"], "max_steps": 1, "hub_model_id": "me/digits"}
