@@ -51,7 +51,10 @@ def test_attention_saves_no_weights() -> None:
     assert sorted(sizes.values()) == sorted([heads * tokens * 4] + [heads * n * dim * 4 for n in (64, 64, 16, 16)])
 
 
-@pytest.mark.parametrize(("task", "size", "parameters"), [("classifier", 224, 3_666_760), ("segmenter", 512, None)])
+@pytest.mark.parametrize(
+    ("task", "size", "parameters"),
+    [("classifier", 224, 3_666_760), pytest.param("segmenter", 512, None, marks=pytest.mark.slow)],
+)
 def test_results_are_current(task: str, size: int, parameters: int | None) -> None:
     """The smallest variant, counted anew."""
     stored = json.loads((RESULTS / "training_memory.json").read_text())

@@ -8,6 +8,8 @@ from typing import Any
 import convert
 import export_onnx
 import exported_programs
+import numpy as np
+import onnx
 import onnx_files
 import onnx_graph
 import onnxruntime
@@ -24,7 +26,7 @@ from transformers.image_utils import load_image
 
 import hf_pvt
 
-TRACED = pytest.StashKey[dict[str, bytes]]()
+SHALLOW = (1, 1, 1, 1)
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Path:
@@ -33,11 +35,14 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind of the tiny model is traced once, which takes seconds."""
-    traced: dict[str, bytes] = request.config.stash.setdefault(TRACED, {})
+@pytest.fixture(scope="module")
+def traced() -> dict[str, bytes]:
+    """The ONNX file of each kind of the tiny model, which takes most of the time here."""
+    return {}
 
+
+@pytest.fixture
+def traced_once(traced: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     def write(model: PreTrainedModel, processor: BaseImageProcessor, path: Path) -> None:
         kind = type(model).__name__
         if kind not in traced:
@@ -46,6 +51,20 @@ def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         path.write_bytes(traced[kind])
 
     monkeypatch.setattr(onnx_files, "write_graph", write)
+
+
+@pytest.fixture
+def not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one linear layer instead of the model's, which nobody compares with it."""
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "weight")
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    product = onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])
+    graph = onnx.helper.make_graph([product], "linear", ends[:1], ends[1:], [weight])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    file = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    monkeypatch.setattr(onnx_files, "write_graph", lambda model, processor, path: onnx.save(file, path))
+    monkeypatch.setattr(onnx_files, "check_sizes", lambda *_: 0.0)
+    monkeypatch.setattr(onnx_files, "change_on_photographs", lambda *_: 0.1)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -60,12 +79,18 @@ def failure(*arguments: object) -> str:
     return message
 
 
-def test_a_new_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a published checkpoint: what clients need and no weights beside; every file is named with its difference."""
-    model, output = tiny(PVT_V2), tmp_path / "exported"
-    command(export_onnx.main, checkpoint(model, tmp_path / "source.pth"), output, "--fp16", "--int8", "--pt2")
-    exported = ["onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_quantized.onnx", "programs/model.pt2"]
-    assert files_of(output) == ["config.json", *exported[:3], "preprocessor_config.json", exported[3]]
+@pytest.mark.slow
+def test_a_new_folder(tmp_path: Path, traced_once: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a published checkpoint: what clients need and no weights beside; every file is named with its difference.
+
+    PyTorch's programs, by `torch.export` and by AOTInductor, are true at sizes larger and smaller than any traced one.
+    """
+    model, output = tiny(PVT_V2, depths=SHALLOW), tmp_path / "exported"
+    source = checkpoint(model, tmp_path / "source.pth")
+    command(export_onnx.main, source, output, "--fp16", "--int8", "--pt2", "--aoti")
+    exported = [f"onnx/{name}" for name in ("model.onnx", "model_fp16.onnx", "model_quantized.onnx")]
+    exported += ["programs/model.pt2", "programs/model_aoti.pt2"]
+    assert files_of(output) == sorted(["config.json", "preprocessor_config.json", *exported])
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in printed] == [f"{output}/{name}" for name in exported]
     assert all(re.search(r": \d+\.\d MB, differs by (\d\.\de-\d\d|0\.0e\+00) of ", line) for line in printed)
@@ -73,31 +98,20 @@ def test_a_new_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     config = AutoConfig.from_pretrained(output)
     assert config.id2label == model.config.id2label and config.architectures == ["PvtV2ForImageClassification"]
     processor = AutoImageProcessor.from_pretrained(output)
-    pixel_values = processor(CAT.open(), return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        expected = model(pixel_values).logits
-        program = torch.export.load(output / "programs" / "model.pt2").module()
-        torch.testing.assert_close(program(pixel_values=pixel_values)["logits"], expected)
+    photograph = processor(CAT.open(), return_tensors="pt")["pixel_values"]
     session = onnxruntime.InferenceSession(output / "onnx" / "model.onnx")
-    (logits,) = session.run(["logits"], {"pixel_values": pixel_values.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-5)
-
-
-def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside the weights, by AOTInductor; true at a size larger than any that was traced or compared."""
-    monkeypatch.setattr(onnx_files, "write_files", lambda *_: [])
-    model = tiny(PVT_V2, depths=(1, 1, 1, 1))
-    folder = saved(model, tmp_path / "model")
-    command(export_onnx.main, folder, folder, "--aoti")
-    assert [path.name for path in (folder / "programs").iterdir()] == ["model_aoti.pt2"]
-    assert capsys.readouterr().out.startswith(f"{folder}/programs/model_aoti.pt2: ")
-    images = torch.randn(2, 3, 403, 517)
-    compiled = torch._inductor.aoti_load_package(str(folder / "programs" / "model_aoti.pt2"))
+    (logits,) = session.run(["logits"], {"pixel_values": photograph.numpy()})
+    program = torch.export.load(output / "programs" / "model.pt2").module()
+    compiled = torch._inductor.aoti_load_package(str(output / "programs" / "model_aoti.pt2"))
     with torch.no_grad():
-        torch.testing.assert_close(compiled(pixel_values=images)["logits"], model(images).logits)
+        torch.testing.assert_close(torch.from_numpy(logits), model(photograph).logits, rtol=0, atol=1e-5)
+        for images in (photograph, torch.randn(2, 3, 403, 517), torch.randn(3, 3, 97, 131)):
+            expected = model(images).logits
+            for run in (program, compiled):
+                torch.testing.assert_close(run(pixel_values=images)["logits"], expected)
 
 
-def test_the_models_own_folder(tmp_path: Path, graphs: None) -> None:
+def test_the_models_own_folder(tmp_path: Path, not_traced: None) -> None:
     """Beside the weights, which stay; a second run has to be told to replace."""
     folder = saved(tiny(PVT_V2), tmp_path / "model")
     before = {name: (folder / name).read_bytes() for name in files_of(folder)}
@@ -120,7 +134,7 @@ def test_the_processor_beside_the_weights(tmp_path: Path, monkeypatch: pytest.Mo
     assert written.to_dict() == expected.to_dict() and written.crop_size.height == 64
 
 
-def test_all_or_nothing(tmp_path: Path, graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_or_nothing(tmp_path: Path, not_traced: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """8 bits are refused after everything else was written; a folder of something else is not touched."""
 
     def write_programs(model: PreTrainedModel, folder: Path, *wanted: bool) -> list[ExportedFile]:
@@ -148,10 +162,11 @@ def test_refusals(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
-def test_convert(kind: str, tmp_path: Path, graphs: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert(kind: str, tmp_path: Path, traced_once: None, capsys: pytest.CaptureFixture[str]) -> None:
     """One folder, and a card whose snippet gives what the model does."""
-    model, output = tiny(PVT_V2, kind), tmp_path / "out" / "model"
+    model, output = tiny(PVT_V2, kind, depths=SHALLOW), tmp_path / "out" / "model"
     command(convert.main, checkpoint(model, tmp_path / "source.pth"), output, "--onnx", "--fp16")
     card, printed = (output / "README.md").read_text(), capsys.readouterr().out
     assert not check_card(output / "README.md")

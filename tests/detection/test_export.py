@@ -1,27 +1,24 @@
-"""Compiled and exported detectors; ONNX files are in `test_onnx_files`."""
+"""Compiled detectors, and those that cannot be exported; ONNX files are in `conversion/test_onnx_files`."""
 
 import pytest
 import torch
-from families import DENSE, SPARSE_RCNN, WITH_MASKS, DetectorRow, tiny_detector
-from torch import Tensor
+from families import DENSE, DETECTORS, FASTER_RCNN, MASK_RCNN, SPARSE_RCNN, WITH_MASKS, DetectorRow, tiny_detector
 
 TRACED = (2, 3, 128, 192)
 
 
-def assert_close(output: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(output, expected, rtol=0, atol=tolerance * expected.abs().max().item())
-
-
-@pytest.mark.parametrize("detector", [*WITH_MASKS, SPARSE_RCNN], ids=str)
-def test_several_stages_are_not_exported(detector: DetectorRow) -> None:
+@pytest.mark.slow
+def test_several_stages_are_not_exported() -> None:
     """Said, instead of a file without outputs."""
-    with pytest.raises(NotImplementedError, match=f"^{detector.model.__name__} cannot be exported: a later stage"):
-        torch.export.export(tiny_detector(detector), (), {"pixel_values": torch.randn(TRACED)})
+    for detector in (*WITH_MASKS, SPARSE_RCNN):
+        with pytest.raises(NotImplementedError, match=f"^{detector.model.__name__} cannot be exported: a later stage"):
+            torch.export.export(tiny_detector(detector), (), {"pixel_values": torch.randn(TRACED)})
 
 
-@pytest.mark.parametrize("detector", [*DENSE, *WITH_MASKS], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", [*DENSE, MASK_RCNN], ids=str)
 def test_compile(detector: DetectorRow) -> None:
-    """Backbone, neck and heads are one graph."""
+    """Backbone, neck and heads are one graph; Cascade Mask R-CNN's are Mask R-CNN's."""
     torch.compiler.reset()
     model, images = tiny_detector(detector), torch.randn(TRACED)
     # Not inductor: its code generation takes most of a minute, and what can go wrong here goes wrong in the tracing.
@@ -30,10 +27,11 @@ def test_compile(detector: DetectorRow) -> None:
         levels, predictions, _ = encode(images)
         expected_levels, expected, _ = model.encode(images)
     for ours, theirs in zip([*levels, *predictions.values()], [*expected_levels, *expected.values()], strict=True):
-        assert_close(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
 
 
-@pytest.mark.parametrize("detector", [*DENSE, *WITH_MASKS, SPARSE_RCNN], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", [one for one in DETECTORS if one is not FASTER_RCNN], ids=str)
 def test_compiled_whole(detector: DetectorRow) -> None:
     """Detections, and losses with their gradients, of a compiled model."""
     torch.compiler.reset()

@@ -21,12 +21,16 @@ import run_image_classification
 import run_object_detection
 import run_semantic_segmentation
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from evaluation.arguments import EvaluationArguments, named_model
 from families import MASK_RCNN, tiny_detector
 from faster_coco_eval.core.mask import decode
 from paths import ROOT
 from PIL import Image
+from script_runs import reset
+from skimage.color import rgb2hed
+from skimage.data import immunohistochemistry
+from skimage.filters import threshold_otsu
+from sklearn.metrics import f1_score
 from training.annotated_images import AnnotationArguments
 from training.arguments import DataArguments, OptimizationArguments, RunArguments, parse
 
@@ -52,6 +56,15 @@ SMALL = {
     "run_object_detection": "--shorter_side 64 --longer_side 96 --max_steps 2 --per_device_train_batch_size 2",
     "embed_images": "",
 }
+# And one of the medical guide.
+FEW_TILES = {
+    "run_semantic_segmentation": "--shorter_side 64 --longer_side 128 --max_steps 12 --per_device_train_batch_size 4 "
+    "--learning_rate 1e-3 --warmup_steps 0 --layer_decay 1 --dataloader_num_workers 0 --overlays 1",
+    "evaluate_model": "--dataloader_num_workers 0 --unit_size 2",
+    "embed_images": "--num_workers 1",
+}
+TILE = 64
+HELD_OUT = 5
 
 
 def split(block: str) -> tuple[list[str], str, list[str]]:
@@ -61,7 +74,7 @@ def split(block: str) -> tuple[list[str], str, list[str]]:
     return words[:place], Path(words[place]).stem, words[place + 1 :]
 
 
-MEDICAL = README[README.index("### Medical images") : README.index("## Evaluate")]  # run by test_medical_guide.py
+MEDICAL = README[README.index("### Medical images") : README.index("## Evaluate")]
 COMMANDS = [block for block in BLOCKS if ".py" in block]
 # The front page has the same in short.
 FRONT_PAGE = re.findall(
@@ -78,16 +91,21 @@ CARDS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "block", [*COMMANDS, *FRONT_PAGE, *MEASURE, *CARDS], ids=lambda block: "-".join(split(block)[1:2])
-)
-def test_flags_and_files(block: str) -> None:
+@pytest.mark.parametrize("script", FLAGS)
+def test_flags_and_files(script: str) -> None:
     """All commands, GPUs or not: the scripts know the flags, the launcher's files are there."""
-    launcher, script, flags = split(block)
-    parse(*FLAGS[script], description="", argv=named_model(flags))
-    assert launcher[0] in ("python", "accelerate", "torchrun", "sbatch")
-    for word in launcher:
-        assert not word.startswith("examples/") or (ROOT / word).is_file()
+    commands = [words for block in (*COMMANDS, *FRONT_PAGE, *MEASURE, *CARDS) if (words := split(block))[1] == script]
+    assert commands
+    for launcher, _, flags in commands:
+        parse(*FLAGS[script], description="", argv=named_model(flags))  # ends with the flag that it does not know
+        assert launcher[0] in ("python", "accelerate", "torchrun", "sbatch"), launcher
+        assert all((ROOT / word).is_file() for word in launcher if word.startswith("examples/")), launcher
+
+
+def test_every_command_has_a_script() -> None:
+    """And the medical guide's are the ones that are run below."""
+    assert {split(block)[1] for block in (*COMMANDS, *FRONT_PAGE, *MEASURE, *CARDS)} == {*FLAGS}
+    assert [split(block)[1] for block in COMMANDS if block in MEDICAL] == list(FEW_TILES)
 
 
 def test_commands_that_measure() -> None:
@@ -135,6 +153,7 @@ def cells(folder: Path, count: int) -> None:
     (folder / "annotations.json").write_text(json.dumps(content))
 
 
+@pytest.mark.processes
 def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that need no GPU, in their order; the first as a process of its own, with the configuration for a CPU."""
     run = [split(block) for block in COMMANDS if not block.startswith(GPU) and block not in MEDICAL]
@@ -149,10 +168,7 @@ def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             command += ["--config_file", "examples/configs/cpu.yaml", f"examples/{script}.py", *words]
             subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
             continue
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        monkeypatch.setattr(sys, "argv", [script, *words])
-        importlib.import_module(script).main()
+        run_here(script, words, monkeypatch)
     for name in ("photos", "rooms", "cells"):
         results = json.loads((folder / "out" / name / "results.json").read_text())
         assert (results["steps"], results["metrics"]["examples"]) == (2, 2)
@@ -160,6 +176,13 @@ def test_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pq.read_table(folder / "out" / "vectors")["embedding"].combine_chunks().type.list_size == 256
     assert len(pq.read_table(folder / "out" / "vectors")) == 10
     outputs_are_read(folder, monkeypatch)
+
+
+def run_here(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script of examples/ in this process."""
+    reset()
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    importlib.import_module(script).main()
 
 
 def outputs_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,3 +210,53 @@ def outputs_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = README[README.index("| `--output`") : README.index("```python")]
     described = " ".join(row.split("|")[2] for row in table.splitlines() if row)
     assert found == {*re.findall(r"`([a-z_]+)`", described)}
+
+
+@pytest.fixture
+def slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tiles of a slide, the last of which are held out, and are the new images too."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    pixels = immunohistochemistry()[:256, :384]
+    stain = rgb2hed(pixels)[..., 2]  # of the brown nuclei
+    nuclei = stain > threshold_otsu(stain)
+    corners = [(top, left) for top in range(0, 256, TILE) for left in range(0, 384, TILE)]
+    for number, (top, left) in enumerate(corners):
+        place = (slice(top, top + TILE), slice(left, left + TILE - 8 * (number % 2)))  # of two sizes
+        data = "held-out-cells" if number >= len(corners) - HELD_OUT else "cells"
+        for part, tile in (("images", pixels[place]), ("masks", (255 * nuclei[place]).astype(np.uint8))):
+            path = tmp_path / data / part / f"tile-{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(tile).save(path)
+    (tmp_path / "new-cells").symlink_to(tmp_path / "held-out-cells" / "images")
+    torch.save(reference.checkpoint("pvt-v2-b0"), tmp_path / "pvt_v2_b0.pth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.processes
+def test_medical_guide(slide: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its four commands run as they stand; the Dice that is printed is that of the PNG files that are drawn."""
+    labels, *scripts = BASH.findall(MEDICAL)
+    subprocess.run(["bash", "-c", labels], check=True)
+    for block in scripts:
+        launcher, script, flags = split(block)
+        assert launcher == ["python"]
+        run_here(script, [*flags, *FEW_TILES[script].split()], monkeypatch)
+    printed = capsys.readouterr().out
+
+    masks = sorted((slide / "held-out-cells" / "masks").iterdir())
+    drawn = slide / "out" / "cells-masks" / "_masks"
+    assert [path.name for path in sorted(drawn.iterdir())] == [mask.name for mask in masks]
+    pairs = [(np.array(Image.open(mask)), np.array(Image.open(drawn / mask.name))) for mask in masks]
+    assert {truth.shape for truth, _ in pairs} == {(TILE, TILE), (TILE, TILE - 8)}
+    assert all(truth.shape == found.shape and {*np.unique(found)} <= {0, 1} for truth, found in pairs)
+    truth = np.concatenate([truth.ravel() == 255 for truth, _ in pairs])
+    found = np.concatenate([found.ravel() == 1 for _, found in pairs])
+    dice = [f1_score(truth, found, pos_label=label) for label in (0, 1)]
+    metrics = json.loads((slide / "out" / "cells-measured" / "results.json").read_text())["metrics"]
+    assert metrics["examples"] == HELD_OUT
+    assert metrics["per_category_dice"] == pytest.approx(dice, abs=1e-12)
+    assert metrics["mean_dice"] == pytest.approx(np.mean(dice), abs=1e-12)
+    assert f"mean_dice {np.mean(dice):.4f}" in printed
+    assert f"per_category_dice: background {dice[0]:.4f}, nucleus {dice[1]:.4f}" in printed
+    assert dice[1] > 0.5  # it has learnt something

@@ -17,6 +17,8 @@ from space_runs import HEIGHT, LINES, WIDTH, Outside, running_page, save_models
 
 import hf_pvt
 
+pytestmark = pytest.mark.browser
+
 PATIENCE = 40_000  # milliseconds
 
 
@@ -273,17 +275,12 @@ def test_nothing_leaves(page: Page, folder: Path, address: str, requests: list[s
     no_trace(page, folder)
 
 
-def test_other_machines_cannot_reach_it(address: str) -> None:
-    """It listens on 127.0.0.1 alone, which 127.0.0.2 is not."""
+def test_who_is_talked_to(browser: Browser, address: str) -> None:
+    """It listens on 127.0.0.1 alone, which 127.0.0.2 is not; browsers ask nobody else: the page forbids it."""
     port = int(address.split(":")[2].rstrip("/"))
-    with socket.socket() as client:
-        assert client.connect_ex(("127.0.0.1", port)) == 0
-    with socket.socket() as client:
-        assert client.connect_ex(("127.0.0.2", port)) != 0
-
-
-def test_browsers_ask_nobody_else(browser: Browser, address: str) -> None:
-    """Not even what a library of the page would like to: the page forbids it."""
+    for host, reached in (("127.0.0.1", True), ("127.0.0.2", False)):
+        with socket.socket() as client:
+            assert (client.connect_ex((host, port)) == 0) == reached, host
     elsewhere = Outside()
     with browser.new_page() as page:
         page.goto(address)

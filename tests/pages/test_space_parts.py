@@ -1,5 +1,6 @@
 """The parts of the gradio page, without a browser: what may be sent and opened, and what becomes of failures."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from unittest.mock import MagicMock, call
 import numpy as np
 import pytest
 import torch
+from chromium import chromium
 from families import PVT
 from PIL import Image
 from space_runs import LINES, ROOT, empty_png, save_models
@@ -34,41 +36,44 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return import_module
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
-def test_photographs(modules: Callable[[str], Any], tmp_path: Path, kind: str) -> None:
-    """Upright and RGB, whatever the file's name; transparency is white."""
+def test_photographs(modules: Callable[[str], Any], tmp_path: Path) -> None:
+    """Upright and RGB, whatever the file's name and format."""
     half = Image.new("L", (60, 40), 100)
     half.paste(200, (0, 0, 30, 40))
     exif = Image.Exif()
-    exif[0x0112] = 6 if kind in ("JPEG", "PNG", "WEBP", "TIFF") else 1  # to be turned to the right
-    half.save(tmp_path / "file.bin", kind, **({} if exif[0x0112] == 1 else {"exif": exif}))
-    photo = modules("uploads").read_photograph(tmp_path / "file.bin")
-    turned = exif[0x0112] == 6
-    assert photo.mode == "RGB" and photo.size == ((40, 60) if turned else (60, 40))
-    first, last = photo.getpixel((5, 5)), photo.getpixel((35, 55) if turned else (55, 35))
-    assert max(first) - min(first) <= 3 and abs(first[0] - 200) <= 3 and abs(last[0] - 100) <= 3
+    exif[0x0112] = 6  # to be turned to the right
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"):
+        turned = kind not in ("BMP", "GIF")
+        half.save(tmp_path / "file.bin", kind, **({"exif": exif} if turned else {}))
+        photo = modules("uploads").read_photograph(tmp_path / "file.bin")
+        assert photo.mode == "RGB" and photo.size == ((40, 60) if turned else (60, 40)), kind
+        first, last = photo.getpixel((5, 5)), photo.getpixel((35, 55) if turned else (55, 35))
+        assert max(first) - min(first) <= 3 and abs(first[0] - 200) <= 3 and abs(last[0] - 100) <= 3, kind
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (lambda file: file.write_bytes(empty_png(40_000, 40_000)), "far more than 50 million pixels"),
-        (lambda file: file.write_bytes(empty_png(40_000, 2_000)), "40000x2000 pixels, more than 50 million"),
-        (lambda file: Image.new("L", (10, 161)).save(file), "10x161 pixels, more than 16 times as long"),
-        (lambda file: file.write_bytes(bytes(20 * 2**20 + 1)), "larger than 20 MB"),
-        (lambda file: file.write_bytes(b""), "no image that can be read"),
-        (lambda file: np.save(file.with_suffix(".npy"), 1) or file.with_suffix(".npy").rename(file), "no image"),
-        (lambda file: Image.new("RGB", (9, 9)).save(file, "EPS"), "no image that can be read"),
-        (lambda file: Image.new("RGB", (9, 9)).save(file, "PPM"), "no image that can be read"),
-    ],
-    ids=["bomb", "pixels", "ratio", "bytes", "empty", "array", "postscript", "other-format"],
-)
-def test_files_that_are_refused(
-    modules: Callable[[str], Any], tmp_path: Path, content: Callable[[Path], Any], message: str
-) -> None:
-    content(tmp_path / "file.png")
-    with pytest.raises(ValueError, match=message):
-        modules("uploads").read_photograph(tmp_path / "file.png")
+def test_files_that_are_refused(modules: Callable[[str], Any], tmp_path: Path) -> None:
+    """By their first bytes, their length, or their number of pixels; the name says nothing."""
+
+    def picture(kind: str, *size: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", size).save(file, kind)
+        return file.getvalue()
+
+    array = io.BytesIO()
+    np.save(array, 1)
+    for content, message in (
+        (empty_png(40_000, 40_000), "far more than 50 million pixels"),
+        (empty_png(40_000, 2_000), "40000x2000 pixels, more than 50 million"),
+        (picture("PNG", 10, 161), "10x161 pixels, more than 16 times as long"),
+        (bytes(20 * 2**20 + 1), "larger than 20 MB"),
+        (b"", "no image that can be read"),
+        (array.getvalue(), "no image that can be read"),
+        (picture("EPS", 9, 9), "no image that can be read"),
+        (picture("PPM", 9, 9), "no image that can be read"),
+    ):
+        (tmp_path / "file.png").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            modules("uploads").read_photograph(tmp_path / "file.png")
 
 
 def test_models_that_are_refused(modules: Callable[[str], Any], folder: Path, tmp_path: Path) -> None:
@@ -125,6 +130,7 @@ def test_a_failure_is_no_stack_trace(modules: Callable[[str], Any], folder: Path
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.processes
 def test_command_line(tmp_path: Path) -> None:
     """Without a model, or with a wrong one, it says so and does not start."""
     script = [sys.executable, str(ROOT / "examples" / "space" / "app.py")]
@@ -145,32 +151,21 @@ def launched(modules: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, *wo
     return page.call_args, page().blocks.queue().launch.call_args.kwargs
 
 
-@pytest.mark.parametrize(
-    ("words", "variable", "host", "any_model"),
-    [
+def test_who_may_come(modules: Callable[[str], Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine alone, unless asked; others cannot name models. Uploads are bounded before they are on the disk."""
+    model = str(folder / "classifier")
+    for words, variable, host, any_model in (
         ([], None, "127.0.0.1", True),
         (["--host", "0.0.0.0"], None, "0.0.0.0", False),
-        ([], "0.0.0.0", "0.0.0.0", False),
-    ],
-    ids=["alone", "asked", "space"],
-)
-def test_who_may_come(
-    modules: Callable[[str], Any],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    variable: str | None,
-    host: str,
-    any_model: bool,
-) -> None:
-    """This machine alone, unless asked; others cannot name models. Uploads are bounded before they are on the disk."""
-    monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
-    if variable:
-        monkeypatch.setenv("GRADIO_SERVER_NAME", variable)
-    model = str(folder / "classifier")
-    page, settings = launched(modules, monkeypatch, "--model", model, *words)
-    assert page == call([model], any_model=any_model)
-    assert settings["server_name"] == host and not settings["share"] and settings["max_file_size"] == 20 * 2**20
+        ([], "0.0.0.0", "0.0.0.0", False),  # as in a Space
+    ):
+        monkeypatch.delenv("GRADIO_SERVER_NAME", raising=False)
+        if variable:
+            monkeypatch.setenv("GRADIO_SERVER_NAME", variable)
+        page, settings = launched(modules, monkeypatch, "--model", model, *words)
+        assert page == call([model], any_model=any_model), (words, variable)
+        assert settings["server_name"] == host and not settings["share"], (words, variable)
+        assert settings["max_file_size"] == 20 * 2**20
 
 
 def test_models_of_the_demo(
@@ -232,3 +227,10 @@ def test_independent_scores(modules: Callable[[str], Any], folder: Path) -> None
     lines = modules("answers").Segmentation(photo.resize((60, 60)), labels, names).lines()
     assert [labels for _, labels in lines[:2]] == [[59], [58]] and len(lines) == 25
     assert lines[-1] == (f"36 others  {100 * 36**2 / 3600:.1f} %", list(range(35, -1, -1)))
+
+
+def test_a_machine_without_chromium(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests of pages say how to install it, and fail: they do not skip the page."""
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(pytest.fail.Exception, match="is missing; install it with `apt-get install"), chromium():
+        pass

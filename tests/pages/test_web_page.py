@@ -24,6 +24,8 @@ from web_site import FLOWERS, PATIENCE, SCENE, build, choose, give, message, sav
 
 import hf_pvt
 
+pytestmark = pytest.mark.browser
+
 MODELS = tiny_models()
 ANYBODY = {"Access-Control-Allow-Origin": "*"}
 
@@ -123,37 +125,29 @@ def data_url(file: Path) -> str:
 
 
 def test_classifier(page: Page, photograph: Path) -> None:
-    """The five likeliest labels and their scores."""
+    """The five likeliest labels and their scores; 16 and 8 bits where a model has them, or back to 32."""
     choose(page, "flowers")
     give(page, photograph)
     scores, labels = outputs_of("flowers", photograph).logits[0].softmax(0).sort(descending=True)
-    assert list(scores_of(page)) == [FLOWERS[int(label)] for label in labels]
-    assert list(scores_of(page).values()) == pytest.approx(scores.tolist(), abs=1e-5)
+    exact = scores_of(page)
+    assert list(exact) == [FLOWERS[int(label)] for label in labels]
+    assert list(exact.values()) == pytest.approx(scores.tolist(), abs=1e-5)
     assert page.locator("#labels .share").first.inner_text() == f"{100 * scores[0]:.1f} %"
     assert np.array_equal(pixels_of(page), load_sample_image("china.jpg"))
-
-
-def test_precisions(page: Page, photograph: Path) -> None:
-    """16 and 8 bits where a model has them; a model that has not goes back to 32."""
-    choose(page, "flowers")
-    give(page, photograph)
-    exact = scores_of(page)
     for precision, difference in {"fp16": 1e-3, "q8": 0.1}.items():
         page.locator("#precision").select_option(precision)
         expect(page.locator("#result")).to_be_visible(timeout=PATIENCE)
-        scores = scores_of(page)
-        assert scores != exact
-        assert scores == pytest.approx(exact, abs=difference)
+        changed = scores_of(page)
+        assert changed != exact, precision
+        assert changed == pytest.approx(exact, abs=difference), precision
     page.locator("#served").select_option("scenes")
     assert page.locator("#precision").input_value() == "fp32"
-    assert page.locator("#precision option:disabled").evaluate_all("all => all.map(({ value }) => value)") == [
-        "fp16",
-        "q8",
-    ]
+    disabled = page.locator("#precision option:disabled")
+    assert disabled.evaluate_all("all => all.map(({ value }) => value)") == ["fp16", "q8"]
 
 
 def test_segmenter(page: Page, photograph: Path) -> None:
-    """The overlay is `draw_segmentation`'s; a click on a label of the legend shows it alone."""
+    """The overlay is `draw_segmentation`'s; a click on a label of the legend shows it alone, the pointer names it."""
     choose(page, "scenes")
     give(page, photograph)
     photo = load_sample_image("china.jpg")
@@ -182,6 +176,15 @@ def test_segmenter(page: Page, photograph: Path) -> None:
     assert (pixels_of(page) == photo).mean() > 0.9
     assert (pixels_of(page) != photo).any()  # the outlines stay
 
+    picture, (height, width) = page.locator("#picture"), label_map.shape
+    scale = width / picture.evaluate("canvas => canvas.clientWidth")
+    for x, y in ((width // 5, height // 2), (width // 2, height // 5), (4 * width // 5, 4 * height // 5)):
+        picture.hover(position={"x": x / scale, "y": y / scale})
+        near = label_map[y - 2 : y + 3, x - 2 : x + 3]
+        assert page.locator("#under").inner_text() in {SCENE[label] for label in near.flatten()}
+    page.locator("h1").hover()
+    assert page.locator("#under").inner_text() == ""
+
 
 def test_independent_labels(open_page: Callable[[Path], Page], copied_site: Path, photograph: Path) -> None:
     """Of a model of several labels per image: each has a probability of its own."""
@@ -200,49 +203,25 @@ def label_map_of(file: Path) -> np.ndarray:
     return MODELS["scenes"][1].post_process_semantic_segmentation(outputs_of("scenes", file), [size])[0].numpy()
 
 
-def test_pointer(page: Page, photograph: Path) -> None:
-    """The label under the pointer is named."""
-    choose(page, "scenes")
-    give(page, photograph)
-    label_map, picture = label_map_of(photograph), page.locator("#picture")
-    height, width = label_map.shape
-    scale = width / picture.evaluate("canvas => canvas.clientWidth")
-    for x, y in ((width // 5, height // 2), (width // 2, height // 5), (4 * width // 5, 4 * height // 5)):
-        picture.hover(position={"x": x / scale, "y": y / scale})
-        near = label_map[y - 2 : y + 3, x - 2 : x + 3]
-        assert page.locator("#under").inner_text() in {SCENE[label] for label in near.flatten()}
-    page.locator("h1").hover()
-    assert page.locator("#under").inner_text() == ""
-
-
-def test_another_model(page: Page, photograph: Path) -> None:
-    """A photograph stays when another model is chosen."""
+def test_dropped_or_pasted(page: Page, photograph: Path) -> None:
+    """Anywhere on the page; a photograph stays when another model is chosen."""
     choose(page, "flowers")
-    give(page, photograph)
-    page.locator("#served").select_option("scenes")
-    expect(page.locator("#labels button").first).to_be_visible(timeout=PATIENCE)
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
+    for event in (
         'new DragEvent("drop", { dataTransfer: transfer, bubbles: true })',
         'new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true })',
-    ],
-    ids=["drop", "paste"],
-)
-def test_dropped_or_pasted(event: str, page: Page, photograph: Path) -> None:
-    """Anywhere on the page."""
-    choose(page, "flowers")
-    page.evaluate(
-        f"""async (url) => {{
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([await (await fetch(url)).blob()], "given.png"));
-            document.body.dispatchEvent({event});
-        }}""",
-        data_url(photograph),
-    )
-    expect(page.locator("#labels li")).to_have_count(5, timeout=PATIENCE)
+    ):
+        page.evaluate(
+            f"""async (url) => {{
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([await (await fetch(url)).blob()], "given.png"));
+                document.getElementById("labels").replaceChildren();
+                document.body.dispatchEvent({event});
+            }}""",
+            data_url(photograph),
+        )
+        expect(page.locator("#labels li")).to_have_count(5, timeout=PATIENCE)
+    page.locator("#served").select_option("scenes")
+    expect(page.locator("#labels button").first).to_be_visible(timeout=PATIENCE)
 
 
 def test_progress(page: Page) -> None:
@@ -360,13 +339,13 @@ def changed(file: str, **fields: Any) -> Callable[[Path], None]:
 
 PREPROCESSOR = "preprocessor_config.json"
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no-config": (lambda model: (model / "config.json").unlink(), "models/flowers/config.json is not there"),
-    "no-json": (lambda model: (model / "config.json").write_text("{"), "models/flowers/config.json cannot be opened ("),
-    "no-processor": (lambda model: (model / PREPROCESSOR).unlink(), f"models/flowers/{PREPROCESSOR} is not there"),
-    "cut": (cut_file, "models/flowers/onnx/model.onnx cannot be opened ("),
+    "no-config": (lambda model: (model / "config.json").unlink(), "models/{name}/config.json is not there"),
+    "no-json": (lambda model: (model / "config.json").write_text("{"), "models/{name}/config.json cannot be opened ("),
+    "no-processor": (lambda model: (model / PREPROCESSOR).unlink(), f"models/{{name}}/{PREPROCESSOR} is not there"),
+    "cut": (cut_file, "models/{name}/onnx/model.onnx cannot be opened ("),
     "backbone": (
         changed("config.json", architectures=["PvtV2Backbone"]),
-        "flowers is PvtV2Backbone; this page shows classifiers and segmenters.",
+        "{name} is PvtV2Backbone; this page shows classifiers and segmenters.",
     ),
     "other-processor": (
         changed(PREPROCESSOR, image_processor_type="ViTImageProcessor"),
@@ -378,75 +357,73 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         changed(PREPROCESSOR, image_mean=[0.5] * 4, image_std=[0.5] * 4),
         "image_mean and image_std have not 3 numbers",
     ),
-    "unknown-size": (changed(PREPROCESSOR, size={"max_height": 9, "max_width": 9}), 'size is {"max_height":9'),
+    "unknown-size": (changed(PREPROCESSOR, size={"max_height": 9, "max_width": 9}), 'size is {{"max_height":9'),
     "large-crop": (
         changed(PREPROCESSOR, crop_size={"height": 400, "width": 400}),
         "crop_size 400x400 is larger than the resized image of 163x109 pixels",
     ),
     "no-numbers": (
         without_numbers,
-        "flowers answers with scores that are no numbers on wasm; try another precision.",
+        "{name} answers with scores that are no numbers on wasm; try another precision.",
     ),
     "other-labels": (
         changed("config.json", id2label={"0": "rose"}),
-        "flowers answers with logits of shape 1x5 for the 1 labels of its config.json; export it again.",
+        "{name} answers with logits of shape 1x5 for the 1 labels of its config.json; export it again.",
     ),
 }
 
 
-@pytest.mark.parametrize(("damage", "expected"), BROKEN.values(), ids=BROKEN)
-def test_broken_model(
-    damage: Callable[[Path], Any],
-    expected: str,
-    open_page: Callable[[Path], Page],
-    copied_site: Path,
-    photograph: Path,
-) -> None:
-    """One sentence on the page, and another model works."""
-    damage(copied_site / "models" / "flowers")
+def test_broken_models(open_page: Callable[[Path], Page], copied_site: Path, photograph: Path) -> None:
+    """One sentence on the page each, and another model works."""
+    models = copied_site / "models"
+    served_models = json.loads((models / "models.json").read_text())
+    for name, (damage, _) in BROKEN.items():
+        damage(shutil.copytree(models / "flowers", models / name))
+        served_models.append({"name": name, "precisions": ["fp32"]})
+    (models / "models.json").write_text(json.dumps(served_models))
     page = open_page(copied_site)
-    page.locator("#file").set_input_files(photograph)
-    assert expected in message(page)
-    page.locator("#file").set_input_files(photograph)  # once more, when the model is known to be broken
-    expect(page.locator("#failed")).to_contain_text(expected, timeout=PATIENCE)
-    assert page.locator("#result").is_hidden()
+    give(page, photograph)
+    for name, (_, expected) in BROKEN.items():
+        page.locator("#served").select_option(name)
+        expect(page.locator("#failed")).to_contain_text(expected.format(name=name), timeout=PATIENCE)
+        page.locator("#file").set_input_files(photograph)  # once more, when the model is known to be broken
+        expect(page.locator("#failed")).to_contain_text(expected.format(name=name), timeout=PATIENCE)
+        assert page.locator("#result").is_hidden(), name
     page.locator("#served").select_option("scenes")
     expect(page.locator("#result")).to_be_visible(timeout=PATIENCE)
     assert page.locator("#failed").is_hidden()
 
 
-BUILDS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no-onnx": (lambda model: shutil.rmtree(model / "onnx"), "has no onnx/model.onnx; run conversion/export_onnx.py"),
-    "no-config": (
-        lambda model: (model / "config.json").unlink(),
-        "has no config.json; save model and processor",
-    ),
-}
-
-
-@pytest.mark.parametrize(("damage", "expected"), BUILDS.values(), ids=BUILDS)
-def test_build_of_broken_model(damage: Callable[[Path], Any], expected: str, saved: Path, tmp_path: Path) -> None:
-    """Is refused, and a page that was there stays."""
+def test_builds_that_are_refused(saved: Path, tmp_path: Path) -> None:
+    """A model without a file, two models of one name, another folder: what was there stays."""
     out = tmp_path / "dist"
     assert build(out=out).returncode == 0
-    model = shutil.copytree(saved / "flowers", tmp_path / "flowers")
-    damage(model)
-    built = build(model, out=out)
-    assert built.returncode == 1
-    assert expected in built.stderr
-    assert json.loads((out / "models" / "models.json").read_text()) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dist", "flowers"]
+    for lacking, expected in (
+        ("onnx", "has no onnx/model.onnx; run conversion/export_onnx.py"),
+        ("config.json", "has no config.json; save model and processor"),
+    ):
+        model = tmp_path / f"without-{lacking}"
+        shutil.copytree(saved / "flowers", model, ignore=shutil.ignore_patterns(lacking))
+        refuses(expected, model, out=out)
+        assert json.loads((out / "models" / "models.json").read_text()) == []
+    refuses(
+        "two models are named flowers; rename one of the folders.",
+        saved / "flowers",
+        saved / "scenes" / ".." / "flowers",
+        out=tmp_path / "new",
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    refuses("is no page that this script made; give another --out.", out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dist",
+        "mine",
+        "without-config.json",
+        "without-onnx",
+    ]
 
 
-def test_build_of_models_of_one_name(saved: Path, tmp_path: Path) -> None:
-    built = build(saved / "flowers", saved / "scenes" / ".." / "flowers", out=tmp_path / "dist")
-    assert built.returncode == 1
-    assert "two models are named flowers; rename one of the folders." in built.stderr
-
-
-def test_build_over_something_else(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
-    built = build(out=tmp_path)
-    assert built.returncode == 1
-    assert "is no page that this script made; give another --out." in built.stderr
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
+def refuses(expected: str, *models: Path, out: Path) -> None:
+    built = build(*models, out=out)
+    assert built.returncode == 1 and expected in built.stderr, expected

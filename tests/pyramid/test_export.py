@@ -1,67 +1,69 @@
-"""Compiled and exported models at sizes they were not traced at: the same numbers, not silently other ones.
+"""Compiled models at sizes they were not compiled for, and models of 8 bits; exported ones are in `conversion`."""
 
-ONNX files are in `test_onnx_files`.
-"""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, PVT_V2, PVT_V2_LINEAR, Family, perturb
-from torch import Tensor
-from torch.export import Dim
-from transformers import PreTrainedModel
+from families import P2T, PVT, PVT_V2, PVT_V2_LINEAR, Family, perturb
+from paths import ROOT, SUPPORT
 
-TRACED = (2, 3, 96, 160)
-OTHER_SIZES = [TRACED, (3, 3, 224, 96), (1, 3, 97, 131), (1, 3, 300, 500)]
-SMALL = (5, 3, 33, 47)
-ALL = (*FAMILIES, PVT_V2_LINEAR)
+pytestmark = pytest.mark.slow
 
-
-def build(family: Family, role: str = "classifier") -> PreTrainedModel:
-    torch.manual_seed(0)
-    model: PreTrainedModel = getattr(family, role)(family.shallow_config()).eval()
-    perturb(model)
-    return model
-
-
-def assert_close(output: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-
-
-@pytest.mark.parametrize("family", ALL, ids=str)
-def test_export(family: Family) -> None:
-    """`torch.export` with dynamic batch, height and width.
-
-    PyTorch exports for sizes above one: images so small that a map shrinks to one row are refused, never wrong.
-    """
-    model = build(family)
-    sizes = {"pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
-    with torch.no_grad():
-        program = torch.export.export(model, (), {"pixel_values": torch.randn(TRACED)}, dynamic_shapes=sizes)
-        for shape in OTHER_SIZES:
-            images = torch.randn(shape)
-            assert_close(program.module()(pixel_values=images).logits, model(images).logits)
-        images = torch.randn(SMALL)
-        try:
-            output = program.module()(pixel_values=images)
-        except (AssertionError, RuntimeError) as refusal:
-            assert "pixel_values" in str(refusal)
-        else:
-            assert_close(output.logits, model(images).logits)
+DOCUMENT = ROOT / "docs" / "ecosystem.md"
+PROGRAM = SUPPORT / "quantize_with_torchao.py"
 
 
 @pytest.mark.parametrize(
-    ("family", "role"), [*((family, "classifier") for family in ALL), (PVT_V2, "segmenter")], ids=str
+    ("family", "role"),
+    [(PVT, "classifier"), (PVT_V2, "segmenter"), (PVT_V2_LINEAR, "classifier"), (P2T, "classifier")],
+    ids=str,
 )
 def test_compile(family: Family, role: str) -> None:
     """One graph, without breaks, compiled once for all sizes."""
     torch.compiler.reset()
-    model = build(family, role)
-    # Not inductor: its code generation takes most of a minute, and what can go wrong here goes wrong in the tracing.
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    model = getattr(family, role)(family.shallow_config()).eval()
+    perturb(model)
+    # Neither inductor nor AOT: what can go wrong here goes wrong in the tracing, and those take most of a minute.
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+
+    def check(*shape: int) -> None:
+        images = torch.randn(shape)
+        expected = model(images).logits
+        tolerance = 1e-5 * expected.abs().max().item()
+        torch.testing.assert_close(compiled(images).logits, expected, rtol=0, atol=tolerance)
+
     with torch.no_grad():
-        for shape in OTHER_SIZES[:2]:
-            images = torch.randn(shape)
-            assert_close(compiled(images).logits, model(images).logits)
+        check(2, 3, 96, 160)
+        check(3, 3, 224, 96)
         with torch.compiler.set_stance("fail_on_recompile"):
-            images = torch.randn(2, 3, 160, 192)
-            assert_close(compiled(images).logits, model(images).logits)
+            check(2, 3, 160, 192)
+
+
+@pytest.mark.processes
+def test_weights_of_8_bits(tmp_path: Path) -> None:
+    """docs/ecosystem.md's: all linears; what they change is their rounding, and a model of the rounded values agrees.
+
+    torchao is installed into a folder of this test: beside the other packages, every import of Transformers would warn.
+    """
+    program, document = (
+        [line.strip() for line in file.read_text().splitlines() if "torchao.q" in line or "quantize_(model" in line]
+        for file in (PROGRAM, DOCUMENT)
+    )
+    assert len(program) == 2 and program == document
+    packages = tmp_path / "packages"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages, "torchao"]
+    subprocess.run(pip, check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(SUPPORT)])}
+    process = subprocess.run(
+        [sys.executable, PROGRAM], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    changes = json.loads(process.stdout.splitlines()[-1])
+    assert set(changes) == {"PVT", "PVTv2", "PVTv2-Li", "P2T"}
+    for family, change in changes.items():
+        assert change["quantized"] == change["linears"] > 0, family
+        assert 1e-5 < change["of_rounding"] < 0.1, family
+        assert change["of_values"] < 5e-6, family

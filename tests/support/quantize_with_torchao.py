@@ -1,4 +1,4 @@
-"""Run by test_torchao: a tiny model of each family with 8-bit weights, against itself and against their values."""
+"""Run by pyramid/test_export: a tiny model of each family with 8-bit weights, against itself and their values."""
 
 import json
 

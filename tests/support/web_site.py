@@ -22,7 +22,6 @@ import hf_pvt
 
 WEB = EXAMPLES / "web"
 PATIENCE = 60_000  # milliseconds, for machines that do other work
-SHALLOW: dict[str, Any] = {"depths": (1, 1, 1, 1)}
 FLOWERS = {0: "rose", 1: "tulip", 2: "aster", 3: "lily", 4: "iris"}
 SCENE = {0: "background", 1: "sky", 2: "wall", 3: "tree", 4: "road"}
 
@@ -56,8 +55,8 @@ def served(folder: Path, headers: Mapping[str, str] | None = None) -> Iterator[s
 def tiny_models() -> dict[str, tuple[PreTrainedModel, Any]]:
     """A classifier and a segmenter that say several things of a photograph, with small processors."""
     manual_seed(0)
-    classifier = PVT_V2.classifier(PVT_V2.tiny_config(id2label=FLOWERS, **SHALLOW)).eval()
-    segmenter = P2T.segmenter(P2T.tiny_config(id2label=SCENE, **SHALLOW)).eval()
+    classifier = PVT_V2.classifier(PVT_V2.shallow_config(id2label=FLOWERS)).eval()
+    segmenter = P2T.segmenter(P2T.shallow_config(id2label=SCENE)).eval()
     for model in (classifier, segmenter):
         perturb(model)
     segmentation = hf_pvt.segmentation_image_processor(size={"shortest_edge": 128, "longest_edge": 512})
