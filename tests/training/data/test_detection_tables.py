@@ -79,7 +79,7 @@ def as_dictionaries(data: Path, share: str, path: Path) -> Path:
 TABLES = {"lists": (as_lists, RETINANET, {}), "dictionaries": (as_dictionaries, MASK_RCNN, {"objects_column": "found"})}
 
 
-@pytest.mark.parametrize("layout", TABLES)
+@pytest.mark.parametrize("layout", ["lists", pytest.param("dictionaries", marks=pytest.mark.slow)])
 def test_a_column_of_objects(layout: str, data: Path, tmp_path: Path) -> None:
     """The weights and scores of the same images and objects as COCO's JSON has them."""
     write, kind, values = TABLES[layout]
@@ -96,7 +96,7 @@ def test_a_column_of_objects(layout: str, data: Path, tmp_path: Path) -> None:
     assert list(model.config.id2label.values()) == NAMES
 
 
-@pytest.mark.parametrize("layout", TABLES)
+@pytest.mark.parametrize("layout", ["dictionaries", pytest.param("lists", marks=pytest.mark.slow)])
 def test_streams(layout: str, data: Path, tmp_path: Path) -> None:
     """Training and validation as they come; the scores are those of the same images in a folder."""
     write, kind, values = TABLES[layout]
