@@ -77,20 +77,32 @@ def check_anchors(recorded: Recorded, model: PreTrainedModel, levels: list[Tenso
     assert rows == {tuple(row) for row in positive} and len(rows) == len(positive)
 
 
-@on_recordings(VARIANTS, CASES, QUICK)
-def test_detections_losses_and_gradients(recorded: Recorded, model: PreTrainedModel, name: str) -> None:
-    """In float64 and evaluation mode, as recorded: every term, and what the sum does to the weights.
+def check_in_float64(recorded: Recorded, model: PreTrainedModel, case: Case) -> Tensor:
+    """Every term of the loss, which is returned, and the detections.
 
-    Detections, how many pairs of a place and a label are over the threshold, and how many of them are left by NMS.
+    How many pairs of a place and a label are over the threshold, and how many of them are left by NMS.
     """
-    case = recorded.case(name)
     pixel_values = case.pixel_values.double()
+    levels, predictions, features = model.encode(pixel_values)
+    output = model.complete(levels, predictions, features, pixel_values, case.pixel_mask, case.labels)
+    check_losses(output, recorded, f"{case.name}/loss", EXACT)
+    check_detections(output, recorded, case)
+    with torch.no_grad():
+        check_counts(model.config, lambda: model.detect(levels, predictions, case.valid)[0], recorded, case)
+    return output.loss
+
+
+@on_recordings([VARIANTS[0], VARIANTS[2]], ["one"], QUICK)
+@torch.no_grad()
+def test_detections_and_losses(recorded: Recorded, model: PreTrainedModel, name: str) -> None:
+    """The smallest ones, which the quick tier has time for."""
     with in_float64(model):
-        levels, predictions, features = model.encode(pixel_values)
-        output = model.complete(levels, predictions, features, pixel_values, case.pixel_mask, case.labels)
-        check_losses(output, recorded, f"{name}/loss", EXACT)
-        check_detections(output, recorded, case)
-        with torch.no_grad():
-            check_counts(model.config, lambda: model.detect(levels, predictions, case.valid)[0], recorded, case)
-        output.loss.backward()
+        check_in_float64(recorded, model, recorded.case(name))
+
+
+@on_recordings(VARIANTS, CASES)
+def test_detections_losses_and_gradients(recorded: Recorded, model: PreTrainedModel, name: str) -> None:
+    """And what the sum of the losses does to the weights, in evaluation mode as recorded."""
+    with in_float64(model):
+        check_in_float64(recorded, model, recorded.case(name)).backward()
         check_gradient_norms(gradients(model, recorded), recorded, f"{name}/loss/grad")

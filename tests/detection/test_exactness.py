@@ -169,30 +169,44 @@ class FirstInOrder:
 TRAININGS = ("single/train", "pair/train", "none/train", "single/train_all")
 
 
-@on_recordings(RETINANET + MASK_RCNN, TRAININGS, quick=["retinanet-pvt_v2_b0-single/train"])
+def check_in_float64(
+    recorded: RecordedWithMetadata, model: PreTrainedModel, training: str, monkeypatch: pytest.MonkeyPatch
+) -> Tensor:
+    """Every term of the loss, which is returned, and the samples behind it; what is found where that is recorded."""
+    sampler, case = FirstInOrder(monkeypatch), recorded.case(training.split("/")[0])
+    if training.endswith("train_all"):
+        monkeypatch.setattr(model.rpn_head, "sample", RandomSampler(10**6, 0.5))
+        monkeypatch.setattr(model, "sample", RandomSampler(10**6, 0.25))
+    pixel_values = case.pixel_values.double()
+    encoded = model.encode(pixel_values)
+    if training in ("single/train", "pair/train"):
+        check_found(recorded, model, encoded, case)
+    monkeypatch.setattr(model, "detect", lambda *_: ([], None))
+    monkeypatch.setattr(model, "packed", lambda *_: {})
+    output = model.complete(*encoded, pixel_values, case.pixel_mask, case.labels)
+    check_losses(recorded, output, training, EXACT)
+    if recorded.detector == "mask_rcnn":
+        check_sampled(recorded, sampler.calls, training, len(case.valid))
+    return output.loss
+
+
+@on_recordings(RETINANET[1:2], TRAININGS[:1], quick=["retinanet-pvt_v2_b0-single/train"])
+@torch.no_grad()
+def test_detections_and_losses(
+    recorded: RecordedWithMetadata, model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest one, which the quick tier has time for."""
+    with in_float64(model):
+        check_in_float64(recorded, model, name, monkeypatch)
+
+
+@on_recordings(RETINANET + MASK_RCNN, TRAININGS)
 def test_detections_losses_and_gradients(
     recorded: RecordedWithMetadata, model: PreTrainedModel, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every term, the samples behind it, and what the sum does to the weights, in evaluation mode as recorded.
-
-    Proposals and detections where they are recorded.
-    """
-    sampler, case = FirstInOrder(monkeypatch), recorded.case(name.split("/")[0])
-    if name.endswith("train_all"):
-        monkeypatch.setattr(model.rpn_head, "sample", RandomSampler(10**6, 0.5))
-        monkeypatch.setattr(model, "sample", RandomSampler(10**6, 0.25))
+    """And what the sum of the losses does to the weights, in evaluation mode as recorded."""
     with in_float64(model):
-        pixel_values = case.pixel_values.double()
-        encoded = model.encode(pixel_values)
-        if name in ("single/train", "pair/train"):
-            check_found(recorded, model, encoded, case)
-        monkeypatch.setattr(model, "detect", lambda *_: ([], None))
-        monkeypatch.setattr(model, "packed", lambda *_: {})
-        output = model.complete(*encoded, pixel_values, case.pixel_mask, case.labels)
-        check_losses(recorded, output, name, EXACT)
-        if recorded.detector == "mask_rcnn":
-            check_sampled(recorded, sampler.calls, name, len(case.valid))
-        output.loss.backward()
+        check_in_float64(recorded, model, name, monkeypatch).backward()
         found = gradients(model, recorded)
         check_gradient_norms(found, recorded, f"{name}/grad_norm")
         for weight in recorded.names(f"{name}/grad/"):
