@@ -59,6 +59,13 @@ def test_files_that_are_refused(modules: Callable[[str], Any], tmp_path: Path) -
         Image.new("RGB", size).save(file, kind)
         return file.getvalue()
 
+    def answer(content: bytes) -> str:
+        (tmp_path / "file.png").write_bytes(content)
+        try:
+            return str(modules("uploads").read_photograph(tmp_path / "file.png"))
+        except ValueError as refusal:
+            return str(refusal)
+
     array = io.BytesIO()
     np.save(array, 1)
     for content, message in (
@@ -71,9 +78,7 @@ def test_files_that_are_refused(modules: Callable[[str], Any], tmp_path: Path) -
         (picture("EPS", 9, 9), "no image that can be read"),
         (picture("PPM", 9, 9), "no image that can be read"),
     ):
-        (tmp_path / "file.png").write_bytes(content)
-        with pytest.raises(ValueError, match=message):
-            modules("uploads").read_photograph(tmp_path / "file.png")
+        assert message in answer(content)
 
 
 def test_models_that_are_refused(modules: Callable[[str], Any], folder: Path, tmp_path: Path) -> None:
