@@ -56,12 +56,17 @@ def traced_once(traced: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of one linear layer instead of the model's, which nobody compares with it."""
-    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "weight")
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
-    product = onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])
-    graph = onnx.helper.make_graph([product], "linear", ends[:1], ends[1:], [weight])
-    opsets = [onnx.helper.make_opsetid("", 18)]
-    file = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    helper = onnx.helper
+    weight = onnx.numpy_helper.from_array(np.eye(3, dtype=np.float32), "weight")
+    nodes = [
+        helper.make_node("GlobalMaxPool", ["pixel_values"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["channels"]),
+        helper.make_node("MatMul", ["channels", "weight"], ["logits"]),
+    ]
+    images = helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, [None, 3, None, None])
+    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [None, 3])
+    graph = helper.make_graph(nodes, "linear", [images], [logits], [weight])
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     monkeypatch.setattr(onnx_files, "write_graph", lambda model, processor, path: onnx.save(file, path))
     monkeypatch.setattr(onnx_files, "check_sizes", lambda *_: 0.0)
     monkeypatch.setattr(onnx_files, "change_on_photographs", lambda *_: 0.1)
@@ -163,18 +168,36 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
-def test_convert(kind: str, tmp_path: Path, traced_once: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert(tmp_path: Path, traced_once: None, capsys: pytest.CaptureFixture[str]) -> None:
     """One folder, and a card whose snippet gives what the model does."""
-    model, output = tiny(PVT_V2, kind, depths=SHALLOW), tmp_path / "out" / "model"
-    command(convert.main, checkpoint(model, tmp_path / "source.pth"), output, "--onnx", "--fp16")
+    model = tiny(PVT_V2, depths=SHALLOW)
+    photograph, logits = snippet_of_the_card(model, tmp_path, capsys)
+    with torch.no_grad():
+        expected = model(photograph).logits
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_card(kind: str, tmp_path: Path, not_traced: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its snippet finds the photograph of the task, the processor and the file."""
+    photograph, logits = snippet_of_the_card(tiny(PVT_V2, kind, depths=SHALLOW), tmp_path, capsys)
+    assert torch.equal(logits, photograph.amax(dim=(2, 3)))
+    assert ("```js" in (tmp_path / "out" / "model" / "README.md").read_text()) == (kind == "classifier")
+
+
+def snippet_of_the_card(
+    model: PreTrainedModel, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The photograph of a converted model's card as the model sees it, and what the card's snippet says of it."""
+    output = folder / "out" / "model"
+    command(convert.main, checkpoint(model, folder / "source.pth"), output, "--onnx", "--fp16")
     card, printed = (output / "README.md").read_text(), capsys.readouterr().out
     assert not check_card(output / "README.md")
     for name in ("onnx/model.onnx", "onnx/model_fp16.onnx"):
         megabytes = f"{(output / name).stat().st_size / 1e6:.1f}"
         assert f"| `{name}` | {megabytes} | differs by " in card
         assert f" {name}: {megabytes} MB, differs by " in printed
-    assert ("```js" in card) == (kind == "classifier")
 
     snippet = re.search(r"## Without PyTorch.*?```python\n(.*?)```", card, re.DOTALL)
     assert snippet
@@ -182,11 +205,8 @@ def test_convert(kind: str, tmp_path: Path, traced_once: None, capsys: pytest.Ca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.hf_hub_download", lambda repo_id, name: str(output / name))
         exec(snippet[1].replace('"org/model"', repr(str(output))), names)
-    with torch.no_grad():
-        images = AutoImageProcessor.from_pretrained(output)(load_image(names["photo"]), return_tensors="pt")
-        expected = model(**images).logits
-        scale = expected.abs().max().item()
-        torch.testing.assert_close(torch.from_numpy(names["outputs"][0]), expected, rtol=0, atol=1e-5 * scale)
+    images = AutoImageProcessor.from_pretrained(output)(load_image(names["photo"]), return_tensors="pt")
+    return images["pixel_values"], torch.from_numpy(names["outputs"][0])
 
 
 def test_smaller_files_are_asked_for_with_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ TRACED = (2, 3, 128, 192)
 
 
 @pytest.mark.slow
-def test_several_stages_are_not_exported() -> None:
+@pytest.mark.parametrize("detector", [*WITH_MASKS, SPARSE_RCNN], ids=str)
+def test_several_stages_are_not_exported(detector: DetectorRow) -> None:
     """Said, instead of a file without outputs."""
-    for detector in (*WITH_MASKS, SPARSE_RCNN):
-        with pytest.raises(NotImplementedError, match=f"^{detector.model.__name__} cannot be exported: a later stage"):
-            torch.export.export(tiny_detector(detector), (), {"pixel_values": torch.randn(TRACED)})
+    with pytest.raises(NotImplementedError, match=f"^{detector.model.__name__} cannot be exported: a later stage"):
+        torch.export.export(tiny_detector(detector), (), {"pixel_values": torch.randn(TRACED)})
 
 
 @pytest.mark.slow

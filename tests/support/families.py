@@ -41,11 +41,11 @@ class Family:
         return self.config(**(TINY | self.fields | overrides))
 
     def shallow_config(self, **overrides: Any) -> Any:
-        """For exporters: one block in each stage, and two of P2T's four pooled maps.
+        """For exporters: one block in each stage, and two pooled maps in P2T's first, one in the others.
 
         They reason for minutes about sizes that are rounded quotients.
         """
-        pools = {"pool_ratios": ((12, 16), (6, 8), (3, 4), (1, 2))} if issubclass(self.config, hf_pvt.P2tConfig) else {}
+        pools = {"pool_ratios": ((12, 16), (6,), (3,), (1,))} if issubclass(self.config, hf_pvt.P2tConfig) else {}
         return self.tiny_config(depths=(1, 1, 1, 1), **pools, **overrides)
 
     @property
