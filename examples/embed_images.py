@@ -25,6 +25,7 @@ from tqdm import tqdm
 from training.arguments import parse
 from training.heap import keep_large_blocks
 from training.launch import lost_processes, parent_command_lines, run_main
+from training.progress import ProgressBar
 from training.same_job import check_same_job
 from training.whole_files import MaskFiles
 
@@ -52,7 +53,7 @@ def main() -> None:
     check_same_job(output_dir, settings | {"units": source.units, "source": source.identity})
     shards = [output_dir / f"part-{unit:05d}-of-{source.units:05d}.parquet" for unit in range(source.units)]
     missing = [unit for unit in range(process, source.units, processes) if not shards[unit].is_file()]
-    bar = tqdm(missing, desc=f"process {process}", unit="shard", disable=local != 0)
+    bar = ProgressBar(missing, desc=f"process {process}", unit="shard", disable=local != 0)
     images, started = 0, time.perf_counter()
     for unit in bar:
         folder = MASKS if source.one_tree else MASKS / f"{unit:05d}"

@@ -33,7 +33,6 @@ from evaluation.measured_card import measured_result, read_card, write_to_card
 from evaluation.tasks import EvaluatedTask, Given, Scored, card_metrics, check_flags, preprocessing, task_of
 from evaluation.units import Units
 from torch.utils.data import Subset
-from tqdm import tqdm
 from training.arguments import parse
 from training.evaluation import Evidence, scores_of_all, together
 from training.feed import Prepare
@@ -41,6 +40,7 @@ from training.heap import keep_large_blocks
 from training.launch import lost_processes, parent_command_lines, run_main, share_of_cores
 from training.loop import numbers_of
 from training.models import check_path
+from training.progress import ProgressBar
 from training.results import versions, write_results
 from training.same_job import check_same_job
 from training.samples import EvaluationSamples, Sample, loader
@@ -145,7 +145,7 @@ def measure(scored: Scored, units: Units, model: PreTrainedModel, arguments: Any
     workers = share_of_cores() if workers is None else workers
     planned = [batch for plan in plans.values() for batch in plan]
     batches = iter(loader(samples, workers, scored.merge, batch_sampler=planned))
-    with tqdm(total=sum(map(len, planned)), unit="image", disable=not accelerator.is_local_main_process) as bar:
+    with ProgressBar(total=sum(map(len, planned)), unit="image", disable=not accelerator.is_local_main_process) as bar:
         for unit, plan in plans.items():
             evidence: Evidence | None = None
             examples, bad = 0, {}

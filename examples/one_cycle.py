@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from training.progress import ProgressBar
 
 LEARNING_RATE = 2e-3
 
@@ -21,7 +21,7 @@ def train_one_cycle(
     """
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
-    progress = tqdm(range(steps), desc=title, unit="step")
+    progress = ProgressBar(range(steps), desc=title, unit="step")
     for _ in progress:
         loss = loss_of_batch()
         optimizer.zero_grad()

@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from hf_pvt.image_inputs import image_size
 
@@ -26,6 +25,7 @@ from .coco_json import CocoImages
 from .feed import is_stream
 from .images import BadImageError, decode_image
 from .mask_census import some
+from .progress import ProgressBar
 
 logger = get_logger(__name__)
 
@@ -89,7 +89,7 @@ def look(accelerator: Accelerator, decode: Decoder, examples: Any, share: str) -
     if len(chosen) < count:
         logger.info(f"{len(chosen):,} of the {count:,} {share} annotations are looked at, the others in their turn")
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
-    numbers = tqdm(mine, f"{share} annotations", disable=not accelerator.is_main_process)
+    numbers = ProgressBar(mine, f"{share} annotations", disable=not accelerator.is_main_process)
     read = annotation if sized else getitem
     census = sum((look_at(decode, read(examples, number), number) for number in numbers), Census())
     return sum(gather_object([census]), Census())

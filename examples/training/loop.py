@@ -17,7 +17,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
 from . import checkpoints
 from .arguments import CHANGEABLE, UNDECAYED, OptimizationArguments, RunArguments, every
@@ -25,6 +24,7 @@ from .evaluation import Evaluation, scores, together
 from .launch import TrainingError
 from .optimization import Schedule, moving_average, parameter_groups, set_learning_rate
 from .order import Purpose, derived_seed
+from .progress import ProgressBar
 from .samples import Sample
 
 logger = get_logger(__name__)
@@ -104,7 +104,9 @@ class Loop:
         """Train on `batches(step)`, this process's batches after so many steps, of which accumulation takes several."""
         self._resume()
         total = self.schedule.total_steps
-        bar = tqdm(total=total, initial=self.step, unit="step", disable=not self.accelerator.is_local_main_process)
+        bar = ProgressBar(
+            total=total, initial=self.step, unit="step", disable=not self.accelerator.is_local_main_process
+        )
         iterator = iter(batches(self.step)) if self.step < total else iter(())
         self.looked_at, self.looked_from = time.perf_counter(), self.step
         evaluated = None
@@ -180,7 +182,7 @@ class Loop:
             + (", and continue from there or earlier with --resume_changed." if found else ".")
         )
 
-    def _log(self, bar: tqdm) -> None:
+    def _log(self, bar: ProgressBar) -> None:
         loss = self.look_at_losses()
         now = time.perf_counter()
         steps, seconds = self.step - self.looked_from, now - self.looked_at

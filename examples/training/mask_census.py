@@ -14,12 +14,12 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from .feed import is_stream
 from .images import BadImageError
 from .label_maps import Example, mask_pixels
 from .label_values import LabelValues, in_words
+from .progress import ProgressBar
 
 logger = get_logger(__name__)
 
@@ -111,7 +111,9 @@ def _census(accelerator: Accelerator, examples: Any, share: str) -> Census:
         mine, numbers = examples, chosen[accelerator.process_index :: accelerator.num_processes]
     with ThreadPoolExecutor(THREADS) as pool:
         looks = pool.map(lambda number: _look(mine[number], number), numbers)
-        census = sum(tqdm(looks, f"{share} masks", len(numbers), disable=not accelerator.is_main_process), Census())
+        census = sum(
+            ProgressBar(looks, f"{share} masks", len(numbers), disable=not accelerator.is_main_process), Census()
+        )
     return sum(gather_object([census]), Census())
 
 

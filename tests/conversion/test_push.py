@@ -22,6 +22,8 @@ from transformers import AutoModelForSemanticSegmentation
 
 import hf_pvt
 
+pytestmark = pytest.mark.processes
+
 TAG = f"v{hf_pvt.__version__}"
 
 # Commands as lines of JSON in, their exit status and output as lines of JSON out. Waiting between the client's own
@@ -108,24 +110,20 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
 
 
 def test_push(workplace: Workplace) -> None:
-    """One commit, a tag, everything as it was written, public."""
+    """One commit, a tag, everything as it was written, public; a second run sends nothing."""
     status, printed = workplace.push("org/plain")
     assert status == 0, status
     repo = workplace.hub.repos["org/plain"]
+    head = repo.head()
     workplace.assert_complete("org/plain")
     assert len(repo.commits) == 2 and not repo.private
-    assert f"commit {repo.head().oid[:8]}" in printed
+    assert f"commit {head.oid[:8]}" in printed
     assert 'model="org/plain"' in repo.files()["README.md"].decode()
-
-
-def test_a_second_run_sends_nothing(workplace: Workplace) -> None:
-    workplace.push("org/twice")
-    head = workplace.hub.repos["org/twice"].head()
     uploads = workplace.hub.count("PUT", "*")
-    status, printed = workplace.push("org/twice")
+    status, printed = workplace.push("org/plain")
     assert status == 0, status
     assert "holds the conversion of" in printed
-    assert workplace.hub.repos["org/twice"].head() == head
+    assert repo.head() == head
     assert workplace.hub.count("PUT", "*") == uploads
 
 
@@ -230,40 +228,28 @@ def test_another_task(workplace: Workplace) -> None:
     assert workplace.hub.repos["org/task"].files()["config.json"] == config
 
 
-def test_no_login(workplace: Workplace) -> None:
+def test_refused_before_anything_is_written(workplace: Workplace) -> None:
     message = workplace.failure("org/nobody", token=None)
     assert "no login for the Hub was found; run `hf auth login`, or set HF_TOKEN" in message
     assert not workplace.written("org/nobody")
-
-
-def test_a_name_that_is_none(workplace: Workplace) -> None:
     assert "is no name of a repository, expected org/name" in workplace.failure("org/a/b")
 
 
 # Faults: one sentence, and the same command completes
 
 
-def test_wrong_token(workplace: Workplace) -> None:
+def test_no_right_to_write(workplace: Workplace) -> None:
     message = workplace.failure("org/unknown", token="hf_wrong")
     assert "the Hub does not accept the login (401)" in message
-    assert workplace.push("org/unknown")[0] == 0
-    workplace.assert_complete("org/unknown")
-
-
-def test_no_right_to_write(workplace: Workplace) -> None:
     repo = workplace.hub.create_repo("org/foreign")
     repo.writable = False
     assert "the login may not write to org/foreign (403)" in workplace.failure("org/foreign")
     repo.writable = True
-    assert workplace.push("org/foreign")[0] == 0
-    workplace.assert_complete("org/foreign")
-
-
-def test_a_repository_that_vanishes(workplace: Workplace) -> None:
     workplace.hub.fail("POST", "/api/models/org/gone/preupload/*", status=404)
     assert "org/gone cannot be found (404)" in workplace.failure("org/gone")
-    assert workplace.push("org/gone")[0] == 0
-    workplace.assert_complete("org/gone")
+    for repo_id in ("org/unknown", "org/foreign", "org/gone"):
+        assert workplace.push(repo_id)[0] == 0, repo_id
+        workplace.assert_complete(repo_id)
 
 
 def test_the_hub_is_down_for_a_moment(workplace: Workplace) -> None:
@@ -274,37 +260,33 @@ def test_the_hub_is_down_for_a_moment(workplace: Workplace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"),
-    [("upload", ("PUT", "*")), ("commit", ("POST", "*/commit/*")), ("tag", ("POST", "*/tag/*"))],
-    ids=["upload", "commit", "tag"],
+    ("method", "name"), [("PUT", "lfs"), ("POST", "commit"), ("POST", "tag")], ids=["upload", "commit", "tag"]
 )
-def test_the_hub_is_down(name: str, fault: tuple[str, str], workplace: Workplace) -> None:
+def test_the_hub_is_down(method: str, name: str, workplace: Workplace) -> None:
     repo_id = f"org/down-{name}"
-    workplace.hub.fail(*fault, status=503, times=20)
+    workplace.hub.fail(method, f"*/{name}/*" if method == "POST" else "*", status=503, times=20)
     message = workplace.failure(repo_id)
     assert "the Hub answered with an error (503); nothing is lost: run the same command again" in message
     workplace.hub.faults.clear()
     uploads = workplace.hub.count("PUT", "*")
     assert workplace.push(repo_id)[0] == 0
     workplace.assert_complete(repo_id)
-    assert (workplace.hub.count("PUT", "*") == uploads) == (name != "upload")  # what was stored is not sent again
+    assert (workplace.hub.count("PUT", "*") == uploads) == (method != "PUT")  # what was stored is not sent again
     assert len(workplace.hub.repos[repo_id].commits) == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "fault", "after"),
-    [("upload", ("PUT", "*"), 10_000), ("commit", ("POST", "*/commit/*"), 500)],
-    ids=["upload", "commit"],
-)
-def test_a_broken_connection(name: str, fault: tuple[str, str], after: int, workplace: Workplace) -> None:
+def test_a_broken_connection(workplace: Workplace) -> None:
     """Cut in the middle of a file or of the commit, again and again."""
-    repo_id = f"org/cut-{name}"
-    workplace.hub.drop(*fault, after_bytes=after, times=20)
-    message = workplace.failure(repo_id)
-    assert re.search(r"the connection to the Hub broke \(\w+\); nothing is lost: run the same command again", message)
-    workplace.hub.faults.clear()
-    assert workplace.push(repo_id)[0] == 0
-    workplace.assert_complete(repo_id)
+    faults = {"org/cut-upload": ("PUT", "*", 10_000), "org/cut-commit": ("POST", "*/commit/*", 500)}
+    for repo_id, (method, pattern, after_bytes) in faults.items():
+        workplace.hub.drop(method, pattern, after_bytes, times=20)
+        message = workplace.failure(repo_id)
+        assert re.search(
+            r"the connection to the Hub broke \(\w+\); nothing is lost: run the same command again", message
+        )
+        workplace.hub.faults.clear()
+        assert workplace.push(repo_id)[0] == 0, repo_id
+        workplace.assert_complete(repo_id)
 
 
 def test_a_page_of_a_gateway(workplace: Workplace) -> None:
@@ -412,20 +394,16 @@ def test_read_back(workplace: Workplace, tmp_path: Path) -> None:
     assert [output.startswith("[{") for output in found["printed"]] == [True, False] * 2
 
 
-def test_export_from_the_hub(workplace: Workplace, tmp_path: Path) -> None:
-    """Back to the original layout without a folder in between."""
-    workplace.push("org/back")
-    status, _ = workplace.run("org/back", tmp_path / "again.pth", script="export_original")
+def test_sources_on_the_hub(workplace: Workplace, tmp_path: Path) -> None:
+    """A repository is exported and converted by its name, without a folder in between."""
+    workplace.push("org/source", source="pvt_v2_fpn.pth")
+    status, _ = workplace.run("org/source", tmp_path / "again.pth", script="export_original")
     assert status == 0, status
     again = torch.load(tmp_path / "again.pth", weights_only=True)
-    torch.testing.assert_close(again, torch.load(workplace.folder / "pvt_v2.pth", weights_only=True), rtol=0, atol=0)
+    expected = torch.load(workplace.folder / "pvt_v2_fpn.pth", weights_only=True)
+    torch.testing.assert_close(again["state_dict"], expected["state_dict"], rtol=0, atol=0)
     status, _ = workplace.run("org/missing", tmp_path / "missing.pth", script="export_original")
     assert "org/missing cannot be found" in status
-
-
-def test_a_source_on_the_hub(workplace: Workplace, tmp_path: Path) -> None:
-    """A repository that people use already is converted by its name."""
-    workplace.push("org/source", source="pvt_v2_fpn.pth")
     status, _ = workplace.run("org/source", tmp_path / "converted")
     assert status == 0, status
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "converted")

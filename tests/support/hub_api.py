@@ -139,12 +139,6 @@ def create_repo(request: Request) -> Answer:
     return Answer(json.dumps(body).encode())
 
 
-@route("DELETE", "/api/repos/delete")
-def delete_repo(request: Request) -> dict[str, Any]:
-    del request.hub.repos[request.writable(named_repo(request.json)).repo_id]
-    return {}
-
-
 def named_repo(payload: Mapping[str, Any]) -> str:
     if payload.get("type", "model") != "model":
         raise HubError(HTTPStatus.NOT_IMPLEMENTED, "The stand-in for the Hub has models only")
@@ -189,25 +183,6 @@ def list_refs(request: Request, repo: str) -> dict[str, Any]:
 def create_tag(request: Request, repo: str, revision: str) -> dict[str, Any]:
     stored = request.writable(repo)
     stored.add_ref(f"refs/tags/{request.json['tag']}", stored.head(revision))
-    return {}
-
-
-@route("DELETE", "/api/models/{repo}/tag/{tag}")
-def delete_tag(request: Request, repo: str, tag: str) -> dict[str, Any]:
-    request.writable(repo).remove_ref(f"refs/tags/{tag}")
-    return {}
-
-
-@route("POST", "/api/models/{repo}/branch/{branch}")
-def create_branch(request: Request, repo: str, branch: str) -> dict[str, Any]:
-    stored = request.writable(repo)
-    stored.add_ref(f"refs/heads/{branch}", stored.head(request.json.get("startingPoint", "main")))
-    return {}
-
-
-@route("DELETE", "/api/models/{repo}/branch/{branch}")
-def delete_branch(request: Request, repo: str, branch: str) -> dict[str, Any]:
-    request.writable(repo).remove_ref(f"refs/heads/{branch}")
     return {}
 
 

@@ -4,9 +4,9 @@
         subprocess.run(command, env=hub.environment(tmp_path), check=True)
         assert hub.repos["me/model"].files("v1")["config.json"] == expected
 
-The client reads `HF_ENDPOINT` at its import, so it runs in another process. Faults are arranged beforehand: `fail`,
-`drop`, `lose_answer`, `move_on`. Their path is a shell pattern for the unquoted path; its `*` matches slashes too.
-What is answered is in hub_api.py, what is kept in hub_store.py.
+The client reads `HF_ENDPOINT` at its import, so that a script runs in another process. Faults are arranged beforehand:
+`fail`, `drop`, `lose_answer`, `move_on`. Their path is a shell pattern for the unquoted path; its `*` matches slashes
+too. What is answered is in hub_api.py, what is kept in hub_store.py.
 """
 
 import os
@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not fault.silent:
             self.send(answer, fault.download_bytes)
 
-    do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = serve
+    do_GET = do_HEAD = do_POST = do_PUT = serve
 
     def send(self, answer: Answer, limit: int | None) -> None:
         self.send_response(answer.status)

@@ -130,11 +130,6 @@ class Repo:
             raise HubError(HTTPStatus.CONFLICT, "Reference already exists")
         self.refs[ref] = head
 
-    def remove_ref(self, ref: str) -> None:
-        if ref not in self.refs:
-            raise HubError(HTTPStatus.NOT_FOUND, "Invalid rev id", "RevisionNotFound")
-        del self.refs[ref]
-
     def open_pull_request(self, title: str, description: str, base: Commit) -> str:
         """Returns the reference that belongs to it."""
         pull_request = PullRequest(len(self.pull_requests) + 1, title, description)
@@ -160,8 +155,6 @@ def changed(
             raise HubError(HTTPStatus.BAD_REQUEST, "An LFS pointer points to a file that was not uploaded")
         elif kind == "deletedFile" and path in files:
             del files[path]
-        elif kind == "deletedFolder":
-            files = {name: content for name, content in files.items() if not name.startswith(f"{path.rstrip('/')}/")}
         else:
             raise HubError(HTTPStatus.NOT_FOUND, "A file with this name doesn't exist", "EntryNotFound")
     return files

@@ -15,11 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import detector_keys
-import reference
 import torch
-from detection_reference import weight
-from paths import ROOT
 from tqdm import tqdm
 from transformers import (
     AutoModelForImageClassification,
@@ -30,6 +26,13 @@ from transformers import (
 
 import hf_pvt
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+import detector_keys
+import reference
+from detection_reference import weight
+from paths import ROOT
 
 TABLE = ROOT / "conversion" / "verification.md"
 DETECTORS = tuple(dict.fromkeys(row.model_type.replace("_", "-") for row in PUBLISHED_DETECTORS.values()))

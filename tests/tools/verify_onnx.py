@@ -11,18 +11,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-import reference
 import torch
-from paths import ROOT
 from tqdm import tqdm
 
 import hf_pvt
 from hf_pvt import VARIANTS
 
-sys.path.insert(0, str(ROOT / "conversion"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "conversion"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import onnx_files
+import reference
 from exported_outputs import VERIFIED
+from paths import ROOT
 
 TABLE = ROOT / "conversion" / "onnx.md"
 TASKS = ("classification", "segmentation")

@@ -217,7 +217,8 @@ def test_files_that_are_not_coco_s(tmp_path: Path) -> None:
         ({"images": [{"id": 5}]}, "has an image without file_name"),
         ({"images": [{"id": 5, "file_name": "a"}] * 2}, "has two images of one id"),
         ({"categories": []}, "has no categories"),
-        ({"categories": CATEGORIES[:1] * 2}, "has two categories of one id or name"),
+        ({"categories": [*CATEGORIES, {"id": 9, "name": "cell"}]}, "has two categories of one id or name"),
+        ({"categories": [*CATEGORIES, {"id": 7, "name": "other"}]}, "has two categories of one id or name"),
         ({"annotations": [{"bbox": [1, 2, 3, 4]}]}, "is not COCO's: an entry has no 'image_id'"),
         ({"images": [], "annotations": []}, "has no image"),
     ]
