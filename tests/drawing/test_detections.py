@@ -89,6 +89,12 @@ def test_masks(form: str) -> None:
         assert (part[[0, -1]] == colour).all() and (part[:, [0, -1]] == colour).all()
 
 
+def test_box_at_the_end() -> None:
+    """What rounding would push out of the image is drawn on its last pixel."""
+    found = {"boxes": np.array([[319.6, 239.6, 320.4, 240.4]]), "scores": np.array([0.5]), "labels": np.array([0])}
+    assert draw_detections(photo(), found, NAMES).getpixel((WIDTH - 1, HEIGHT - 1)) == distinct_colour(0)
+
+
 def test_order() -> None:
     """Of two equal boxes the better one is seen, and has the first colour, wherever it stands in the list."""
     box = torch.tensor([[50.0, 50.0, 150.0, 150.0]]).expand(2, 4)
