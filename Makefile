@@ -1,5 +1,5 @@
-# make demo    install into .venv and run the main jobs: 3 minutes
-# make test    install, and run the quick tests: 6 minutes
+# make demo    install into .venv and run the main jobs
+# make test    install into .venv and run the quick tests
 # make check   lint, format and types
 # `make help` lists the rest.
 
@@ -30,7 +30,7 @@ EXACT := tests/pyramid/test_exactness.py tests/detection tests/cpu
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: help demo demo-full test test-slow test-processes test-browser test-machine test-all test-isas test-oldest \
+.PHONY: help demo test test-slow test-processes test-browser test-machine test-all test-isas test-oldest \
 	coverage coverage-all check format web readme cards verify benchmark browser-tools
 
 help:  ## list the targets
@@ -40,11 +40,6 @@ demo: $(VENV)/demo.installed  ## train, save, load and draw a classifier, a segm
 	$(BIN)/python examples/demo_classification.py
 	$(BIN)/python examples/demo_segmentation.py
 	$(BIN)/python examples/demo_detection.py
-
-demo-full: $(VENV)/demo.installed  ## the same with larger images and more steps, for higher scores
-	$(BIN)/python examples/demo_classification.py --full
-	$(BIN)/python examples/demo_segmentation.py --full
-	$(BIN)/python examples/demo_detection.py --full
 
 test: $(VENV)/test.installed  ## the quick tests: no process, no browser, the same on every processor
 	$(PYTEST)

@@ -1,5 +1,6 @@
 """The demos' training: AdamW, and a rate that rises and falls once."""
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -7,12 +8,13 @@ from torch import Tensor, nn
 from training.progress import ProgressBar
 
 LEARNING_RATE = 2e-3
+WARM_UP_STEPS, TIMED_STEPS = 3, 5
 
 
 def train_one_cycle(
     model: nn.Module, loss_of_batch: Callable[[], Tensor], steps: int, title: str, max_grad_norm: float | None = None
 ) -> None:
-    """So many steps of a model, which ends in evaluation mode.
+    """Train a model for so many steps, and say after a few how long they take here; it ends in evaluation mode.
 
     Args:
         loss_of_batch: draws a batch, and gives its loss.
@@ -22,7 +24,12 @@ def train_one_cycle(
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
     progress = ProgressBar(range(steps), desc=title, unit="step")
-    for _ in progress:
+    for step in progress:
+        if step == WARM_UP_STEPS:
+            start = time.perf_counter()
+        elif step == WARM_UP_STEPS + TIMED_STEPS:
+            seconds = (time.perf_counter() - start) / TIMED_STEPS * steps
+            progress.write(f"{title}: about {seconds:.0f} s for {steps} steps on this machine")
         loss = loss_of_batch()
         optimizer.zero_grad()
         loss.backward()

@@ -152,6 +152,18 @@ def colours_of(path: Path) -> int:
 
 
 @pytest.mark.processes
+def test_demo_classification(tmp_path: Path) -> None:
+    """One epoch is not enough: it saves, loads, draws, and says so."""
+    result = run("demo_classification.py", "--epochs", 1, "--output_dir", tmp_path)
+    assert percentage("test accuracy", result.stdout) < 97
+    assert result.returncode == 1 and "the accuracy is below 97%" in result.stderr
+    assert {file.name for file in (tmp_path / "digits-pvt-v2").iterdir()} == {
+        "config.json", "model.safetensors", "preprocessor_config.json"
+    }  # fmt: skip
+    assert colours_of(tmp_path / "demo.png") > 1000
+
+
+@pytest.mark.processes
 def test_demo_segmentation(namespace: dict[str, Any]) -> None:
     """One step teaches nothing: it saves, loads, draws, and says that it is not enough."""
     result, folder = namespace["demo"], namespace["folder"] / "out/demo"

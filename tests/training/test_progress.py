@@ -1,0 +1,47 @@
+"""Bars of progress on a terminal and in a log."""
+
+import io
+import re
+
+import pytest
+import torch
+from one_cycle import train_one_cycle
+from torch import nn
+from training.progress import ProgressBar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(stream: io.StringIO) -> str:
+    with ProgressBar(range(50), "digits", unit="step", file=stream, mininterval=0) as bar:
+        for _ in bar:
+            bar.set_postfix(loss="0.5")
+    return stream.getvalue()
+
+
+def test_a_log_gets_one_line() -> None:
+    """Without a carriage return that would rewrite it; with the number of steps and the last loss."""
+    text = drawn(io.StringIO()).strip("\r\n")
+    assert "\r" not in text and "\n" not in text
+    assert text.startswith("digits: 100%") and "50/50" in text and "loss=0.5" in text
+
+
+def test_a_terminal_gets_all() -> None:
+    assert drawn(Terminal()).count("\r") >= 100
+
+
+def test_demos_say_how_long_they_take(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Linear(3, 1)
+
+    def loss_of_batch() -> torch.Tensor:
+        return model(torch.ones(4, 3)).square().mean()
+
+    loss = loss_of_batch()
+    train_one_cycle(model, loss_of_batch, steps=12, title="training")
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"training: about \d+ s for 12 steps on this machine\n", captured.out)
+    assert captured.err.count("training") == 1 and "12/12" in captured.err
+    assert not model.training and loss_of_batch() < loss
