@@ -30,7 +30,7 @@ EXACT := tests/pyramid/test_exactness.py tests/detection tests/cpu
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: help demo test test-slow test-processes test-browser test-machine test-all test-isas test-oldest \
+.PHONY: help demo demo-full test test-slow test-processes test-browser test-machine test-all test-isas test-oldest \
 	coverage coverage-all check format web readme cards verify benchmark browser-tools
 
 help:  ## list the targets
@@ -40,6 +40,11 @@ demo: $(VENV)/demo.installed  ## train, save, load and draw a classifier, a segm
 	$(BIN)/python examples/demo_classification.py
 	$(BIN)/python examples/demo_segmentation.py
 	$(BIN)/python examples/demo_detection.py
+
+demo-full: $(VENV)/demo.installed  ## the same with larger scenes and models, trained for longer: out/demo-full
+	$(BIN)/python examples/demo_classification.py --full --output_dir out/demo-full
+	$(BIN)/python examples/demo_segmentation.py --full --output_dir out/demo-full
+	$(BIN)/python examples/demo_detection.py --full --output_dir out/demo-full
 
 test: $(VENV)/test.installed  ## the quick tests: no process, no browser, the same on every processor
 	$(PYTEST)

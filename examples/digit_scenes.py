@@ -13,11 +13,28 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 
-SCENE_SIZE = 96  # pixels
-DIGIT_SIZES = (28, 49)  # of the scan with its margin; from, below; pixels
 LEAST_INK = 0.4  # of a pixel that counts as the digit's
 LEAST_VISIBLE = 0.85  # share of a digit's pixels that those over it leave
 TRIES = 20  # places for a digit that would hide another
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How large scenes are, and the digits in them.
+
+    Attributes:
+        side: of the square scene, pixels.
+        digit_sizes: of a scan with its margin, pixels: from, and below.
+        most_overlapping: digits of a scene where they lie anywhere.
+    """
+
+    side: int
+    digit_sizes: tuple[int, int]
+    most_overlapping: int
+
+
+SMALL = Layout(side=64, digit_sizes=(26, 33), most_overlapping=3)
+LARGE = Layout(side=96, digit_sizes=(28, 49), most_overlapping=5)
 
 
 @dataclass(frozen=True)
@@ -45,36 +62,42 @@ def extent(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def scenes(count: int, held_out: bool, seed: int, overlapping: bool = False) -> list[Scene]:
+def scenes(count: int, held_out: bool, seed: int, overlapping: bool = False, layout: Layout = LARGE) -> list[Scene]:
     """Scenes of the training or of the held-out digits; each on its own side of the photographs.
 
     Args:
-        overlapping: two to five digits anywhere, parts of which others may hide; else two to four, one per quarter.
+        overlapping: two or more digits anywhere, parts of which others may hide; else two to four, one per quarter.
     """
     generator = np.random.default_rng(seed)
     digits = load_digits()
     parts = train_test_split(digits.images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
     scans, labels = (parts[1], parts[3]) if held_out else (parts[0], parts[2])
     photos = [np.split(load_sample_image(name), [400], axis=1)[held_out] for name in ("china.jpg", "flower.jpg")]
-    return [scene(generator, scans, labels, photos, overlapping) for _ in range(count)]
+    return [scene(generator, scans, labels, photos, overlapping, layout) for _ in range(count)]
 
 
 def scene(
-    generator: np.random.Generator, scans: np.ndarray, labels: np.ndarray, photos: list[np.ndarray], overlapping: bool
+    generator: np.random.Generator,
+    scans: np.ndarray,
+    labels: np.ndarray,
+    photos: list[np.ndarray],
+    overlapping: bool,
+    layout: Layout,
 ) -> Scene:
     """A piece of a photograph with digits in colours that stand out, the later ones over the earlier."""
+    side = layout.side
     photo = photos[generator.integers(len(photos))]
-    top, left = (generator.integers(side - SCENE_SIZE + 1) for side in photo.shape[:2])
-    image = photo[top : top + SCENE_SIZE, left : left + SCENE_SIZE].astype(np.float32)
+    top, left = (generator.integers(length - side + 1) for length in photo.shape[:2])
+    image = photo[top : top + side, left : left + side].astype(np.float32)
     digits: list[int] = []
     masks: list[NDArray[np.bool_]] = []  # what can be seen of each
     areas: list[int] = []  # pixels of each before others hid some
-    for quarter in quarters(generator, overlapping):
+    for quarter in quarters(generator, layout.most_overlapping if overlapping else None):
         index = generator.integers(len(scans))
-        size = int(generator.integers(*DIGIT_SIZES))
+        size = int(generator.integers(*layout.digit_sizes))
         ink = inked(scans[index], size)
-        for place in places(generator, size, quarter):
-            mask = np.zeros((SCENE_SIZE, SCENE_SIZE), dtype=np.bool_)
+        for place in places(generator, side, size, quarter):
+            mask = np.zeros((side, side), dtype=np.bool_)
             mask[place] = ink[..., 0] > LEAST_INK
             remaining = [other & ~mask for other in masks]
             if all(rest.sum() >= LEAST_VISIBLE * area for rest, area in zip(remaining, areas, strict=True)):
@@ -90,21 +113,21 @@ def scene(
     return Scene(image.clip(0, 255).astype(np.uint8), np.array(digits), np.array(masks))
 
 
-def quarters(generator: np.random.Generator, overlapping: bool) -> list[int | None]:
+def quarters(generator: np.random.Generator, most_overlapping: int | None) -> list[int | None]:
     """Where each digit of a scene goes, None for anywhere."""
-    if overlapping:
-        return [None] * int(generator.integers(2, 6))
+    if most_overlapping is not None:
+        return [None] * int(generator.integers(2, most_overlapping + 1))
     return generator.permutation(4)[: generator.integers(2, 5)].tolist()
 
 
-def places(generator: np.random.Generator, size: int, quarter: int | None) -> Iterator[tuple[slice, slice]]:
-    """Squares for a digit: one in its quarter of the scene, or several anywhere."""
+def places(generator: np.random.Generator, side: int, size: int, quarter: int | None) -> Iterator[tuple[slice, slice]]:
+    """Squares for a digit of that size: one in its quarter of the scene, or several anywhere."""
     if quarter is None:
-        corners = iter(generator.integers(SCENE_SIZE - size + 1, size=(TRIES, 2)).tolist())
+        corners = iter(generator.integers(side - size + 1, size=(TRIES, 2)).tolist())
     else:
-        half, room = SCENE_SIZE // 2, max(SCENE_SIZE // 2 - size, 0) + 1
+        half, room = side // 2, max(side // 2 - size, 0) + 1
         corner = (part * half + int(generator.integers(room)) for part in divmod(quarter, 2))
-        corners = iter([[min(start, SCENE_SIZE - size) for start in corner]])
+        corners = iter([[min(start, side - size) for start in corner]])
     return (np.s_[y : y + size, x : x + size] for y, x in corners)
 
 

@@ -1,6 +1,6 @@
-"""The README's four pictures, of models that `make demo` has trained: labels, objects, feature maps, attention.
+"""The README's four pictures, of models that `make demo-full` has trained: labels, objects, feature maps, attention.
 
-    python examples/draw_pictures.py [--demo_dir out/demo] [--output_dir docs/pictures]
+    python examples/draw_pictures.py [--demo_dir out/demo-full] [--output_dir docs/pictures]
 
 The scenes are of digits that the models have not seen. The photograph is of what they know nothing about: Chelsea the
 cat, by Stefan van der Walt, CC0 (scikit-image).
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from digit_scenes import SCENE_SIZE, Scene, scenes
+from digit_scenes import Scene, scenes
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, AutoModelForSemanticSegmentation
 
@@ -31,12 +31,13 @@ QUALITY = 90  # of JPEG, without halving the colours: letters and outlines stay 
 def opened(auto_class: Any, folder: Path) -> tuple[Any, Any]:
     """A model in evaluation mode, and its image processor."""
     if not (folder / "config.json").is_file():
-        sys.exit(f"there is no model in {folder}; run `make demo` first.")
+        sys.exit(f"there is no model in {folder}; run `make demo-full` first.")
     return auto_class.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
 
 
 def enlarged(scene: Scene) -> Image.Image:
-    return Image.fromarray(scene.image).resize((ENLARGED * SCENE_SIZE,) * 2)
+    picture = Image.fromarray(scene.image)
+    return picture.resize((ENLARGED * picture.width, ENLARGED * picture.height))
 
 
 @torch.inference_mode()
@@ -72,7 +73,7 @@ def in_a_row(pictures: list[Image.Image]) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demo_dir", type=Path, default=Path("out/demo"))
+    parser.add_argument("--demo_dir", type=Path, default=Path("out/demo-full"))
     parser.add_argument("--output_dir", type=Path, default=Path("docs/pictures"))
     arguments = parser.parse_args()
     segmenter = opened(AutoModelForSemanticSegmentation, arguments.demo_dir / "digit-scenes-p2t")

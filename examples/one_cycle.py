@@ -7,22 +7,27 @@ import torch
 from torch import Tensor, nn
 from training.progress import ProgressBar
 
-LEARNING_RATE = 2e-3
 WARM_UP_STEPS, TIMED_STEPS = 3, 5
 
 
 def train_one_cycle(
-    model: nn.Module, loss_of_batch: Callable[[], Tensor], steps: int, title: str, max_grad_norm: float | None = None
+    model: nn.Module,
+    loss_of_batch: Callable[[], Tensor],
+    steps: int,
+    title: str,
+    learning_rate: float = 2e-3,
+    max_grad_norm: float | None = None,
 ) -> None:
     """Train a model for so many steps, and say after a few how long they take here; it ends in evaluation mode.
 
     Args:
         loss_of_batch: draws a batch, and gives its loss.
         title: of the progress bar.
+        learning_rate: the highest.
         max_grad_norm: None does not clip.
     """
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps)
     progress = ProgressBar(range(steps), desc=title, unit="step")
     for step in progress:
         if step == WARM_UP_STEPS:

@@ -5,20 +5,43 @@ from typing import Any
 import digit_scenes
 import numpy as np
 import pytest
-from digit_scenes import LEAST_VISIBLE, SCENE_SIZE, Scene, scenes
+from digit_scenes import LARGE, LEAST_VISIBLE, SMALL, Layout, Scene, scenes
 from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits, load_sample_image
 
+KINDS = {
+    "quarters": {"overlapping": False},
+    "overlapping": {"overlapping": True},
+    "small": {"overlapping": False, "layout": SMALL},
+    "small, overlapping": {"overlapping": True, "layout": SMALL},
+}
 
-@pytest.fixture(scope="module", params=[False, True], ids=["quarters", "overlapping"])
-def some(request: pytest.FixtureRequest) -> list[Scene]:
-    return scenes(60, held_out=False, seed=0, overlapping=request.param)
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return KINDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def some(kind: dict[str, Any]) -> list[Scene]:
+    return scenes(60, held_out=False, seed=0, **kind)
+
+
+def test_layouts(some: list[Scene], kind: dict[str, Any]) -> None:
+    """Sizes and numbers of digits reach from end to end of what the layout says, and not beyond."""
+    layout: Layout = kind.get("layout", LARGE)
+    side = layout.side
+    assert {scene.image.shape for scene in some} == {(side, side, 3)}
+    most = layout.most_overlapping if kind["overlapping"] else 4
+    assert {len(scene.digits) for scene in some} == set(range(2, most + 1))
+    extents = np.concatenate([scene.boxes[:, 2:] - scene.boxes[:, :2] for scene in some]).max(1)
+    assert extents.max() < layout.digit_sizes[1] and extents.max() > layout.digit_sizes[1] - 4
 
 
 def test_boxes_are_the_masks_extents(some: list[Scene]) -> None:
     """As COCO's code sees them, which gives x, y, width and height."""
     for scene in some:
-        assert scene.masks.shape == (len(scene.digits), SCENE_SIZE, SCENE_SIZE) and len(scene.digits) >= 2
+        assert scene.masks.shape == (len(scene.digits), *scene.image.shape[:2])
         expected = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0), dtype=np.uint8)))
         np.testing.assert_array_equal(scene.boxes[:, :2], expected[:, :2])
         np.testing.assert_array_equal(scene.boxes[:, 2:] - scene.boxes[:, :2], expected[:, 2:])
@@ -27,7 +50,7 @@ def test_boxes_are_the_masks_extents(some: list[Scene]) -> None:
 def test_label_map(some: list[Scene]) -> None:
     """Each pixel is one digit's, or the background's."""
     for scene in some:
-        covered = np.zeros((SCENE_SIZE, SCENE_SIZE), dtype=bool)
+        covered = np.zeros(scene.image.shape[:2], dtype=bool)
         for digit, mask in zip(scene.digits, scene.masks, strict=True):
             assert not (covered & mask).any()
             assert (scene.label_map[mask] == digit + 1).all()
@@ -41,7 +64,9 @@ def test_what_is_over_a_digit_hides_it() -> None:
     photo = np.full((200, 200, 3), 128, dtype=np.uint8)
     hidden = 0
     for _ in range(60):
-        scene = digit_scenes.scene(generator, np.full((1, 8, 8), 16.0), np.array([7]), [photo], overlapping=True)
+        scene = digit_scenes.scene(
+            generator, np.full((1, 8, 8), 16.0), np.array([7]), [photo], overlapping=True, layout=LARGE
+        )
         for mask, (x1, y1, x2, y2) in zip(scene.masks, scene.boxes.astype(int), strict=True):
             assert len(np.unique(scene.image[mask], axis=0)) == 1
             visible = mask.sum() / max(x2 - x1, y2 - y1) ** 2
@@ -70,10 +95,8 @@ def test_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(np.concatenate((left, right), axis=1), load_sample_image(name))
 
 
-def test_the_seed_decides(some: list[Scene]) -> None:
-    overlapping = any(len(scene.digits) > 4 for scene in some)
-    again = scenes(60, held_out=False, seed=0, overlapping=overlapping)
-    others = scenes(60, held_out=False, seed=1, overlapping=overlapping)
+def test_the_seed_decides(some: list[Scene], kind: dict[str, Any]) -> None:
+    again, others = (scenes(60, held_out=False, seed=seed, **kind) for seed in (0, 1))
     for scene, same, other in zip(some, again, others, strict=True):
         assert np.array_equal(scene.image, same.image) and np.array_equal(scene.masks, same.masks)
         assert not np.array_equal(scene.image, other.image)

@@ -53,5 +53,5 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["draw_pictures", "--demo_dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match="there is no model in .*digit-scenes-p2t; run `make demo` first"):
+    with pytest.raises(SystemExit, match="there is no model in .*digit-scenes-p2t; run `make demo-full` first"):
         draw_pictures.main()

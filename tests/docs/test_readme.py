@@ -50,7 +50,7 @@ def test_code(namespace: dict[str, Any]) -> None:
     assert {score["label"] for score in scores} <= set(hf_pvt.imagenet_1k_id2label().values())
     assert namespace["loss"].item() > 0
     assert {result["label"] for result in namespace["results"]} <= {"background", *(f"digit {n}" for n in range(10))}
-    assert namespace["labels"].shape == (96, 96)
+    assert namespace["labels"].shape == (64, 64)
     assert (namespace["folder"] / "out/overlay.png").is_file()
     assert set(namespace["terms"]) == {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"}
     assert namespace["found"]["boxes"].shape == (len(namespace["found"]["scores"]), 4)
@@ -155,8 +155,8 @@ def colours_of(path: Path) -> int:
 def test_demo_classification(tmp_path: Path) -> None:
     """One epoch is not enough: it saves, loads, draws, and says so."""
     result = run("demo_classification.py", "--epochs", 1, "--output_dir", tmp_path)
-    assert percentage("test accuracy", result.stdout) < 97
-    assert result.returncode == 1 and "the accuracy is below 97%" in result.stderr
+    assert percentage("test accuracy", result.stdout) < 95
+    assert result.returncode == 1 and "the accuracy is below 95%" in result.stderr
     assert {file.name for file in (tmp_path / "digits-pvt-v2").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json"
     }  # fmt: skip
@@ -168,7 +168,7 @@ def test_demo_segmentation(namespace: dict[str, Any]) -> None:
     """One step teaches nothing: it saves, loads, draws, and says that it is not enough."""
     result, folder = namespace["demo"], namespace["folder"] / "out/demo"
     assert percentage("mean IoU", result.stdout) < 35
-    assert result.returncode == 1 and "the mean IoU is below 60%" in result.stderr
+    assert result.returncode == 1 and "the mean IoU is below 35%" in result.stderr
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_p2t.py"} <= {
         file.name for file in (folder / "digit-scenes-p2t").iterdir()
     }
@@ -181,7 +181,7 @@ def test_demo_detection(tmp_path: Path) -> None:
     result = run("demo_detection.py", "--steps", 2, "--output_dir", tmp_path)
     names = ("box AP50", "mask AP50", "digits found by the pipeline")
     assert max(percentage(name, result.stdout) for name in names) < 10
-    assert result.returncode == 1 and f"{' and '.join(names)} below 70%" in result.stderr
+    assert result.returncode == 1 and f"{' and '.join(names)} below 35%" in result.stderr
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_mask_rcnn.py"} <= {
         file.name for file in (tmp_path / "digit-scenes-mask-rcnn").iterdir()
     }

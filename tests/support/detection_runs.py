@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
-from unittest.mock import patch
 
 import digit_scenes
 import numpy as np
@@ -51,8 +50,7 @@ def annotated_scenes(root: Path, training: int, validation: int, one_name: bool 
         folder.mkdir(parents=True)
         images: list[dict[str, Any]] = []
         objects: list[dict[str, Any]] = []
-        with patch.multiple(digit_scenes, SCENE_SIZE=SIDE, DIGIT_SIZES=(28, 33)):
-            scenes = digit_scenes.scenes(count, split == "validation", seed=0)
+        scenes = digit_scenes.scenes(count, split == "validation", seed=0, layout=digit_scenes.SMALL)
         for number, scene in enumerate(scenes):
             name, image_id = f"{number:04}.png", 100 + number
             Image.fromarray(scene.image).save(folder / name)

@@ -59,12 +59,11 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_learns_digit_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learns_digit_scenes(tmp_path: Path) -> None:
     """Digits somebody wrote, on photographs, each in a quarter of 64 pixels: the model folder scores what was said."""
-    monkeypatch.setattr(digit_scenes, "SCENE_SIZE", 64)
-    monkeypatch.setattr(digit_scenes, "DIGIT_SIZES", (28, 33))
     for split, count in (("training", 1000), ("validation", 60)):
-        for index, scene in enumerate(digit_scenes.scenes(count, held_out=split == "validation", seed=0)):
+        scenes = digit_scenes.scenes(count, held_out=split == "validation", seed=0, layout=digit_scenes.SMALL)
+        for index, scene in enumerate(scenes):
             write_png(tmp_path / "images" / split / f"{index:04}.png", scene.image)
             write_png(tmp_path / "annotations" / split / f"{index:04}.png", scene.label_map)
     (tmp_path / "labels.json").write_text(json.dumps(list(demo_segmentation.NAMES.values())))
