@@ -88,6 +88,7 @@ check: $(VENV)/dev.installed  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/dev.installed  ## repair what can be repaired
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ import argparse
 import time
 from datetime import UTC, datetime
 
-from .candidates import CANDIDATES, missing
+from .candidates import CANDIDATES, missing, runs_here
 from .fresh_process import in_fresh_process
 from .machine import best_product_rate, processor, processor_text, versions
 from .measuring import measure
@@ -39,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES, help="Pixels of a side.")
-    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="CANDIDATE")
+    parser.add_argument(
+        "--only", nargs="+", choices=CANDIDATES, default=list(filter(runs_here, CANDIDATES)), metavar="CANDIDATE"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
 

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 import hf_pvt
+from hf_pvt.cpu.packing import can_pack
 
 from .models import SEMANTIC_FPN, ours
 from .onnx_exports import LARGEST, session
@@ -30,6 +31,8 @@ def plain(model: str, size: int, batch: int, dtype: torch.dtype = torch.float32)
 
 
 def packed(model: str, size: int, batch: int, dtype: torch.dtype = torch.float32) -> Forward:
+    if not can_pack(dtype):  # it would stay as it is, and another candidate be timed in its name
+        raise RuntimeError(f"this processor has no {dtype} for packed models; leave this candidate out of --only.")
     return hf_pvt.pack_for_cpu(ours(model), dtype)
 
 
@@ -102,6 +105,11 @@ CANDIDATES: dict[str, Candidate] = {
     "timm channels-last bf16": Candidate(partial(timm_channels_last, dtype=BFLOAT16), "bfloat16", largest=1024),
 }
 COMPILED_MODELS = ("pvt-v2-b2",)
+
+
+def runs_here(candidate: str) -> bool:
+    """Whether this processor has what a candidate needs."""
+    return candidate != "packed bf16" or can_pack(BFLOAT16)
 
 
 def lacking(candidate: str, model: str, size: int) -> str | None:

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hf_pvt
 from hf_pvt.detection import modeling_mask_rcnn
-from hf_pvt.detection.auto_detectors import DETECTORS
+from hf_pvt.detection.detector_classes import DETECTORS
 
 from .machine import machine, memory
 from .results import RESULTS

@@ -57,7 +57,7 @@ def is_fixed(model: str) -> bool:
 
 @cache
 def digest() -> str:
-    sources = sorted((ROOT / "src" / "hf_pvt").glob("*.py"))
+    sources = sorted((ROOT / "src" / "hf_pvt").rglob("*.py"))
     content = b"".join(path.read_bytes() for path in (*sources, Path(__file__)))
     return hashlib.sha256(content + repr(versions()).encode()).hexdigest()[:12]
 

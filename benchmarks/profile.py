@@ -4,8 +4,8 @@
 
 Each case runs in a fresh process, under PyTorch's profiler, whose own work is in all numbers: some microseconds an
 operator. What is beside the operators, as module calls and checks in Python, is the rest of the time. At larger sizes
-products of attention are among the linears: see `hf_pvt.cpu_attention`. What is measured is merged into the results of
-this processor, as by `python -m benchmarks`.
+products of attention are among the linears: see `hf_pvt.cpu.query_bands`. What is measured is merged into the results
+of this processor, as by `python -m benchmarks`.
 """
 
 import argparse

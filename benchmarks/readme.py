@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS
-from hf_pvt.detection.auto_detectors import DETECTORS
-from hf_pvt.detection.published_detectors import PublishedDetector
+from hf_pvt.detection.detector_classes import DETECTORS
+from hf_pvt.published.detectors import PublishedDetector
 
 from . import detection, growth, profile, runtimes, training, training_memory
 from .models import MODELS

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from hf_pvt import VARIANTS, variant_config
-from hf_pvt.semantic_fpn import resize
+from hf_pvt.heads.semantic_fpn import resize
 
 from .results import RESULTS
 

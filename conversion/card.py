@@ -20,10 +20,11 @@ from tasks import TASKS, Task
 import hf_pvt
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS, detector_config, variant_config
 from hf_pvt.detection.configuration_detector import DetectorConfig
-from hf_pvt.detection.original_detectors import OwnPyramidLayout
-from hf_pvt.detection.published_detectors import PublishedDetector
-from hf_pvt.original_layouts import LAYOUTS
-from hf_pvt.variants import WEIGHTS_LICENSES, VariantConfig
+from hf_pvt.original.detector_layouts import OwnPyramidLayout
+from hf_pvt.original.load_original import LAYOUTS
+from hf_pvt.published.detectors import PublishedDetector
+from hf_pvt.published.variants import WEIGHTS_LICENSES
+from hf_pvt.pyramid.configuration_classes import VariantConfig
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 PROJECT = "https://github.com/org/hf_pvt"

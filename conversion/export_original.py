@@ -24,9 +24,10 @@ from sources import fetched, pyramid_of, read_source
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS, DetectorLayout
-from hf_pvt.detection.original_detr import DETR_LAYOUTS, DetrLayout
-from hf_pvt.original_layouts import LAYOUTS, PUBLISHED_LAYOUTS, Layout, StateDict, to_original
+from hf_pvt.original.detector_layouts import DETECTOR_LAYOUTS, DetectorLayout
+from hf_pvt.original.detr_layout import DETR_LAYOUTS, DetrLayout
+from hf_pvt.original.load_original import LAYOUTS
+from hf_pvt.original.pyramid_layouts import PUBLISHED_LAYOUTS, Layout, StateDict, to_original
 
 
 def main() -> None:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import hf_pvt
-from hf_pvt import original_labels
 from hf_pvt.detection.configuration_detector import DetectorConfig
-from hf_pvt.variants import VariantConfig
+from hf_pvt.original import labels_of
+from hf_pvt.pyramid.configuration_classes import VariantConfig
 
 # The labels of each task's benchmark (see `tasks`).
-BENCHMARK_LABELS = original_labels.BENCHMARK_LABELS | {"instance-segmentation": hf_pvt.coco_id2label}
+BENCHMARK_LABELS = labels_of.BENCHMARK_LABELS | {"instance-segmentation": hf_pvt.coco_id2label}
 
 
 def read_labels(path: Path, count: int) -> dict[int, str]:

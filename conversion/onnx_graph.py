@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
 from hf_pvt.detection.modeling_detector import Detector, DetectorOutput
-from hf_pvt.variants import WEIGHTS_LICENSES
+from hf_pvt.published.variants import WEIGHTS_LICENSES
 
 TRACED_SIZE = (96, 160)
 # What protobuf can hold; clients want one file.

@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Reposi
 from huggingface_hub.utils import validate_repo_id
 
 import hf_pvt
-from hf_pvt.variants import WEIGHTS_LICENSES
+from hf_pvt.published.variants import WEIGHTS_LICENSES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from whole_folder import written_whole
 
 import hf_pvt
 from hf_pvt.detection.modeling_detector import Detector
-from hf_pvt.variants import variant_of
+from hf_pvt.published.variants import variant_of
 
 PROVENANCE = "conversion.json"
 # Weights of a source that no model reads, such as the classifier inside P2T's published segmenters: kept beside the

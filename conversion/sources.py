@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_pvt.auto import AUTO_CLASSES
-from hf_pvt.checkpoint_files import checkpoint_file, read_checkpoint
-from hf_pvt.detection.auto_detectors import DETECTORS
+from hf_pvt.detection.detector_classes import DETECTORS
 from hf_pvt.detection.modeling_detr import DetrForObjectDetection
-from hf_pvt.original_checkpoints import build_model, recognise_layout
-from hf_pvt.original_layouts import StateDict
-from hf_pvt.variants import CONFIG_CLASSES
+from hf_pvt.original.checkpoint_files import checkpoint_file, read_checkpoint
+from hf_pvt.original.load_original import build_model, recognise_layout
+from hf_pvt.original.pyramid_layouts import StateDict
+from hf_pvt.pyramid.configuration_classes import CONFIG_CLASSES
+from hf_pvt.pyramid.model_classes import AUTO_CLASSES
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 

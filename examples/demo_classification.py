@@ -26,7 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pv
 from transformers.utils import logging
 
 import hf_pvt
-from hf_pvt.drawing_features import as_colours
+from hf_pvt.drawing.features import as_colours
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -25,8 +25,8 @@ from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, p
 from transformers.utils import logging
 
 import hf_pvt
-from hf_pvt.coco_masks import encode_mask
-from hf_pvt.drawing import side_by_side
+from hf_pvt.detection.coco_masks import encode_mask
+from hf_pvt.drawing.segmentations import side_by_side
 from hf_pvt.metrics import CocoAveragePrecision
 
 NAMES = {digit: f"digit {digit}" for digit in range(10)}

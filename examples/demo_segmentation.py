@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 from transformers.utils import logging
 
 import hf_pvt
-from hf_pvt.drawing import distinct_colour
+from hf_pvt.drawing.segmentations import distinct_colour
 from hf_pvt.metrics import MeanIoU
 
 NAMES = {0: "background", **{digit + 1: f"digit {digit}" for digit in range(10)}}

@@ -50,7 +50,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.image_processing_pvt import channels_of
+from hf_pvt.images.image_processing_pvt import channels_of
 
 logger = get_logger(__name__)
 

@@ -55,7 +55,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.image_inputs import image_size
+from hf_pvt.images.image_inputs import image_size
 
 logger = get_logger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 import hf_pvt
-from hf_pvt.image_processing_pvt import channels_of
+from hf_pvt.images.image_processing_pvt import channels_of
 
 from .arguments import Arguments
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import hf_pvt
-from hf_pvt.coco_masks import mask_library
+from hf_pvt.detection.coco_masks import mask_library
 
 from .arguments import Arguments
 from .model_output import Columns, Inputs, Output, Size

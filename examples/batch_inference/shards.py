@@ -14,7 +14,7 @@ from tqdm import tqdm
 from training.images import BadImageError, decode_image
 from training.whole_files import MaskFiles, unfinished, write_json
 
-from hf_pvt.image_inputs import image_size
+from hf_pvt.images.image_inputs import image_size
 
 from .arguments import Arguments
 from .model_output import Inputs, Output, Size

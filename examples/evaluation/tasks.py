@@ -27,7 +27,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.image_processing_pvt import channels_of
+from hf_pvt.images.image_processing_pvt import channels_of
 from hf_pvt.segmentation_inference import SCALES
 
 from .arguments import EvaluationArguments

@@ -9,7 +9,7 @@ from opened_models import OpenedModel
 from PIL import Image
 
 import hf_pvt
-from hf_pvt.drawing import BACKGROUND, PAINT_ALPHA, distinct_colour, outline_of
+from hf_pvt.drawing.segmentations import BACKGROUND, PAINT_ALPHA, distinct_colour, outline_of
 
 MOST_LABELS = 24  # in a legend; the smaller ones have a line together
 OUTLINE = 2  # pixels

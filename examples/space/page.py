@@ -14,7 +14,7 @@ from PIL import Image
 from uploads import FORMATS, at_screen_size, read_photograph
 
 import hf_pvt
-from hf_pvt.whole_image import pyramid_of
+from hf_pvt.drawing.whole_image import pyramid_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_pvt.image_inputs import as_rgb
+from hf_pvt.images.image_inputs import as_rgb
 
 MAX_BYTES = 20 * 2**20  # of a file
 MAX_PIXELS = 50_000_000

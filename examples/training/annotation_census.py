@@ -18,7 +18,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch.utils.data import Subset
 
-from hf_pvt.image_inputs import image_size
+from hf_pvt.images.image_inputs import image_size
 
 from .annotations import Decoder, Example, Size
 from .coco_json import CocoImages

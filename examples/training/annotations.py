@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from hf_pvt.detection.coco_annotations import detection_target
-from hf_pvt.image_inputs import image_size
+from hf_pvt.images.image_inputs import image_size
 
 from .images import BadImageError, Source, decode_image
 

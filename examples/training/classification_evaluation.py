@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_pvt.image_processing_pvt import channels_of
+from hf_pvt.images.image_processing_pvt import channels_of
 from hf_pvt.metrics import TopKAccuracy
 
 from .evaluation import Evaluation, Evidence

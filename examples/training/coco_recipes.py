@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from hf_pvt.variants import variant_of
+from hf_pvt.published.variants import variant_of
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import SizeDict
 
-from hf_pvt.coco_masks import nearest_as_cv2
-from hf_pvt.image_processing_pvt import target_size
-from hf_pvt.resampling import between_neighbours
+from hf_pvt.detection.coco_masks import nearest_as_cv2
+from hf_pvt.images.image_processing_pvt import target_size
+from hf_pvt.images.resampling import between_neighbours
 
 Scene = dict[str, Any]
 

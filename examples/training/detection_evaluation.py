@@ -14,8 +14,8 @@ from accelerate import PartialState
 from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_pvt.coco_masks import draw_mask, encode_mask
-from hf_pvt.image_inputs import image_size
+from hf_pvt.detection.coco_masks import draw_mask, encode_mask
+from hf_pvt.images.image_inputs import image_size
 from hf_pvt.metrics import CocoAveragePrecision
 
 from .annotations import Decoder, Example, broken

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.coco_masks import draw_mask, nearest_as_cv2
-from hf_pvt.drawing import side_by_side
+from hf_pvt.detection.coco_masks import draw_mask, nearest_as_cv2
+from hf_pvt.drawing.segmentations import side_by_side
 
 from .overlays import as_picture
 

@@ -14,10 +14,10 @@ from accelerate.logging import get_logger
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import hf_pvt
-from hf_pvt.detection.auto_detectors import DETECTORS
+from hf_pvt.detection.detector_classes import DETECTORS
 from hf_pvt.detection.modeling_detector import Detector
 from hf_pvt.detection.modeling_two_stage_detector import TwoStageDetector
-from hf_pvt.variants import variant_of
+from hf_pvt.published.variants import variant_of
 
 from .models import check_path
 from .order import Purpose, derived_seed

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from hf_pvt.image_files import read_array
-from hf_pvt.image_inputs import image_size, readable
+from hf_pvt.images.image_files import read_array
+from hf_pvt.images.image_inputs import image_size, readable
 
 # In each direction; a picture of one pixel's width is a tracking pixel or a placeholder.
 SMALLEST_SIDE = 2
@@ -34,7 +34,7 @@ class BadImageError(ValueError):
 
 
 def decode_image(source: Source, name: str | None = None, num_channels: int = 3) -> Any:
-    """An upright RGB image, or an array (H, W, C) for another number of channels: see `hf_pvt.image_inputs`.
+    """An upright RGB image, or an array (H, W, C) for another number of channels: see `hf_pvt.images.image_inputs`.
 
     Args:
         name: for messages where the source has no path.

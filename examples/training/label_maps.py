@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from hf_pvt.image_inputs import as_label_map, image_size
+from hf_pvt.images.image_inputs import as_label_map, image_size
 
 from . import sources
 from .arguments import DataArguments

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.drawing import side_by_side
-from hf_pvt.image_processing_pvt import nearest
+from hf_pvt.drawing.segmentations import side_by_side
+from hf_pvt.images.image_processing_pvt import nearest
 
 from .label_values import LabelValues
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_pvt.variants import WEIGHTS_LICENSES
+from hf_pvt.published.variants import WEIGHTS_LICENSES
 
 from .arguments import DataArguments, data_name
 from .loop import Loop, numbers_of

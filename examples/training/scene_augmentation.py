@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from hf_pvt.image_inputs import image_size
-from hf_pvt.image_processing_pvt import nearest
-from hf_pvt.resampling import resized
+from hf_pvt.images.image_inputs import image_size
+from hf_pvt.images.image_processing_pvt import nearest
+from hf_pvt.images.resampling import resized
 
 from .label_values import NO_LABEL
 

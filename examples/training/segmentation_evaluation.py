@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
-from hf_pvt.image_processing_pvt import most_likely_labels
+from hf_pvt.images.image_processing_pvt import most_likely_labels
 from hf_pvt.metrics import MeanIoU
 
 from .evaluation import Evaluation, Evidence

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hf_pvt.semantic_fpn import resize, semantic_loss
+from hf_pvt.heads.semantic_fpn import resize, semantic_loss
 
 from .samples import Sample
 

@@ -1,4 +1,4 @@
-// A label map painted over its photograph: hf_pvt/drawing.py in JavaScript.
+// A label map painted over its photograph: hf_pvt/drawing/segmentations.py in JavaScript.
 
 const BACKGROUND = "background"; // the name of what is not painted, in any case
 const OUTLINE_SHARE = 0.003; // of the mean side: the width of a label's outline, at least a pixel

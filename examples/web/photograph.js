@@ -1,4 +1,4 @@
-// What a file shows, as hf_pvt/image_inputs.py reads it: upright, RGB, transparency on white.
+// What a file shows, as hf_pvt/images/image_inputs.py reads it: upright, RGB, transparency on white.
 
 import { Refusal } from "./refusal.js";
 

@@ -1,4 +1,4 @@
-// From a photograph to pixel_values, by preprocessor_config.json: hf_pvt/image_processing_pvt.py in JavaScript.
+// From a photograph to pixel_values, by preprocessor_config.json: hf_pvt/images/image_processing_pvt.py in JavaScript.
 //
 // transformers.js has neither sides that are multiples of a number nor Pillow's filters in a browser.
 

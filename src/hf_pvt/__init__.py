@@ -6,19 +6,13 @@ replaces Transformers' own classes from then on.
 
 from importlib.metadata import version as _version
 
-from .auto import register as _register
-from .configuration_p2t import P2tConfig
-from .configuration_pvt import PvtConfig
-from .configuration_pvt_v2 import PvtV2Config
-from .cpu_packing import pack_for_cpu
-from .detection.auto_detectors import register_detectors as _register_detectors
+from .cpu.packing import pack_for_cpu
 from .detection.configuration_atss import AtssConfig
 from .detection.configuration_cascade_mask_rcnn import CascadeMaskRcnnConfig
 from .detection.configuration_gfl import GflConfig
 from .detection.configuration_mask_rcnn import MaskRcnnConfig
 from .detection.configuration_retinanet import RetinaNetConfig
 from .detection.configuration_sparse_rcnn import SparseRcnnConfig
-from .detection.drawing_detections import draw_detections
 from .detection.image_processing_detection import PvtDetectionImageProcessor, detection_image_processor
 from .detection.modeling_atss import AtssForObjectDetection
 from .detection.modeling_cascade_mask_rcnn import CascadeMaskRcnnForInstanceSegmentation
@@ -27,13 +21,11 @@ from .detection.modeling_gfl import GflForObjectDetection
 from .detection.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
 from .detection.modeling_retinanet import RetinaNetForObjectDetection
 from .detection.modeling_sparse_rcnn import SparseRcnnForObjectDetection
-from .detection.original_detectors import register_original_detectors as _register_original_detectors
-from .detection.original_detr import register_original_detr as _register_original_detr
-from .detection.published_detectors import PUBLISHED_DETECTORS, detector_config
-from .drawing import draw_segmentation
-from .drawing_attention import draw_attention
-from .drawing_features import draw_features
-from .image_processing_pvt import (
+from .drawing.attention import draw_attention
+from .drawing.detections import draw_detections
+from .drawing.features import draw_features
+from .drawing.segmentations import draw_segmentation
+from .images.image_processing_pvt import (
     PvtImageProcessor,
     PvtImageProcessorPil,
     PvtSegmentationImageProcessor,
@@ -41,31 +33,36 @@ from .image_processing_pvt import (
     classification_image_processor,
     segmentation_image_processor,
 )
-from .labels import ade20k_id2label, ade20k_palette, coco_category_ids, coco_id2label, imagenet_1k_id2label
-from .modeling_p2t import (
+from .original.load_original import load_original
+from .published.detectors import PUBLISHED_DETECTORS, detector_config
+from .published.labels import ade20k_id2label, ade20k_palette, coco_category_ids, coco_id2label, imagenet_1k_id2label
+from .published.variants import VARIANTS, variant_config
+from .pyramid.configuration_p2t import P2tConfig
+from .pyramid.configuration_pvt import PvtConfig
+from .pyramid.configuration_pvt_v2 import PvtV2Config
+from .pyramid.modeling_p2t import (
     P2tBackbone,
     P2tForImageClassification,
     P2tForSemanticSegmentation,
     P2tModel,
     P2tPreTrainedModel,
 )
-from .modeling_pvt import (
+from .pyramid.modeling_pvt import (
     PvtBackbone,
     PvtForImageClassification,
     PvtForSemanticSegmentation,
     PvtModel,
     PvtPreTrainedModel,
 )
-from .modeling_pvt_v2 import (
+from .pyramid.modeling_pvt_v2 import (
     PvtV2Backbone,
     PvtV2ForImageClassification,
     PvtV2ForSemanticSegmentation,
     PvtV2Model,
     PvtV2PreTrainedModel,
 )
-from .original_checkpoints import load_original
+from .registration import register as _register
 from .segmentation_inference import segment_multi_scale, segment_sliding
-from .variants import VARIANTS, variant_config
 
 __version__ = _version("hf_pvt")
 
@@ -129,6 +126,3 @@ __all__ = [
 ]
 
 _register()
-_register_detectors()
-_register_original_detectors()
-_register_original_detr()

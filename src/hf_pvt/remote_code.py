@@ -19,7 +19,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 PACKAGE = __name__.rpartition(".")[0]
-RELATIVE_IMPORT = re.compile(r"^from (\.+)(\w+) import", re.MULTILINE)
+RELATIVE_IMPORT = re.compile(r"^from (\.+)([\w.]+) import", re.MULTILINE)
 
 # Auto class -> how the classes of a family are called after the family's name.
 AUTO_CLASS_SUFFIXES = {
@@ -80,7 +80,7 @@ def remote_auto_map(model_class: Any, classes: Mapping[str, str]) -> dict[str, s
 def write_remote_code(carried: type, save_directory: str | os.PathLike[str]) -> None:
     """Copy the module of a class of this package, and all modules of the package that it imports, into the folder.
 
-    Transformers runs a flat folder only: what `detection` imports of the package above it becomes a sibling.
+    Transformers runs a flat folder only: the modules of all folders become siblings, so that no two have one name.
     """
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +93,7 @@ def write_remote_code(carried: type, save_directory: str | os.PathLike[str]) -> 
             continue
         written.add(file)
         code = file.read_text(encoding="utf-8")
-        for dots, name in RELATIVE_IMPORT.findall(code):
-            waiting.append(file.parents[len(dots) - 1] / f"{name}.py")
-        (folder / file.name).write_text(RELATIVE_IMPORT.sub(r"from .\2 import", code), encoding="utf-8")
+        for dots, module_path in RELATIVE_IMPORT.findall(code):
+            waiting.append(file.parents[len(dots) - 1].joinpath(*module_path.split(".")).with_suffix(".py"))
+        flat = RELATIVE_IMPORT.sub(lambda found: f"from .{found[2].rpartition('.')[2]} import", code)
+        (folder / file.name).write_text(flat, encoding="utf-8")

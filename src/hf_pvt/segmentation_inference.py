@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .image_processing_pvt import most_likely_labels
-from .semantic_fpn import resize
+from .heads.semantic_fpn import resize
+from .images.image_processing_pvt import most_likely_labels
 
 CELL = 4
 # Scales of the papers' multi-scale evaluation, and what the sides of a scaled image are rounded up to.

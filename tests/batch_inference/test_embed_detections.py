@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 
 import hf_pvt
-from hf_pvt.original_layouts import to_original
+from hf_pvt.original.pyramid_layouts import to_original
 
 SMALL = {"shortest_edge": 64, "longest_edge": 160}
 COLUMNS = ["key", "boxes", "scores", "labels", "names"]

@@ -32,7 +32,8 @@ from transformers.models.pvt import modeling_pvt as stock_pvt
 from transformers.models.pvt_v2 import modeling_pvt_v2 as stock_pvt_v2
 
 import hf_pvt
-from hf_pvt.original_layouts import LAYOUTS, Layout, to_original
+from hf_pvt.original.load_original import LAYOUTS
+from hf_pvt.original.pyramid_layouts import Layout, to_original
 
 
 def layout_named(source: str) -> Layout:

@@ -27,9 +27,9 @@ from transformers import (
 
 import hf_pvt
 from hf_pvt import PUBLISHED_DETECTORS
-from hf_pvt.detection.auto_detectors import DETECTORS
-from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS
-from hf_pvt.original_layouts import to_original
+from hf_pvt.detection.detector_classes import DETECTORS
+from hf_pvt.original.detector_layouts import DETECTOR_LAYOUTS
+from hf_pvt.original.pyramid_layouts import to_original
 
 # Each on a family that it is published on. Two are quick; they find with anchors and with proposals.
 ON_FAMILIES = {"retinanet": P2T, "mask_rcnn": PVT, **dict.fromkeys(set(DETECTORS) - set(ON_ALL_VARIANTS), PVT_V2)}

@@ -378,8 +378,8 @@ def test_read_back(workplace: Workplace, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found["classes"] == [
-        "hf_pvt.modeling_pvt_v2.PvtV2Model",
-        "hf_pvt.modeling_pvt_v2.PvtV2ForImageClassification",
+        "hf_pvt.pyramid.modeling_pvt_v2.PvtV2Model",
+        "hf_pvt.pyramid.modeling_pvt_v2.PvtV2ForImageClassification",
     ]
     torch.testing.assert_close(found["weights"], dict(tiny(PVT_V2).state_dict()), rtol=0, atol=0)
     torch.testing.assert_close(found["segmenter"], dict(tiny(P2T, "segmenter").state_dict()), rtol=0, atol=0)

@@ -9,7 +9,9 @@ from families import FAMILIES, PVT_V2_LINEAR, perturb
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_pvt import cpu_attention, cpu_inference, layers, pack_for_cpu
+from hf_pvt import pack_for_cpu
+from hf_pvt.cpu import cpu_inference, query_bands
+from hf_pvt.pyramid import layers
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
 
@@ -24,13 +26,13 @@ def banded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     def spy(*args: Any) -> Tensor:
         calls.append(tuple(args[0].shape))
-        return cpu_attention.in_query_bands(*args)
+        return query_bands.in_query_bands(*args)
 
     monkeypatch.setattr(layers, "in_query_bands", spy)
-    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: False)
-    monkeypatch.setattr(cpu_attention, "MIN_SCORES", 1)
-    monkeypatch.setattr(cpu_attention, "MIN_QUERY_BYTES", 1)
-    for module in (cpu_attention, cpu_inference):
+    monkeypatch.setattr(query_bands, "has_fast_blas", lambda: False)
+    monkeypatch.setattr(query_bands, "MIN_SCORES", 1)
+    monkeypatch.setattr(query_bands, "MIN_QUERY_BYTES", 1)
+    for module in (query_bands, cpu_inference):
         monkeypatch.setattr(module, "BAND_BYTES", 2**12)
     return calls
 
@@ -60,8 +62,8 @@ PATHS = {
 def test_same_numbers(family: str, path: str, banded: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every map equals that of eager attention, for images of a batch that differ."""
     pack, fast_blas, band_bytes = PATHS[path]
-    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: fast_blas)
-    monkeypatch.setattr(cpu_attention, "BAND_BYTES", band_bytes)
+    monkeypatch.setattr(query_bands, "has_fast_blas", lambda: fast_blas)
+    monkeypatch.setattr(query_bands, "BAND_BYTES", band_bytes)
     model = model_of(family)
     expected = model(images(), output_hidden_states=True, output_attentions=True).hidden_states
     assert not banded
@@ -81,16 +83,16 @@ def test_bfloat16_is_as_near_as_products_of_bfloat16(
 
     Where oneDNN has no bfloat16, and bands of it are not taken, they are those of PyTorch's products.
     """
-    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: fast_blas)
-    if not cpu_attention.has_products(torch.bfloat16):
-        monkeypatch.setattr(cpu_attention, "_product", lambda left, right: left @ right.T)
+    monkeypatch.setattr(query_bands, "has_fast_blas", lambda: fast_blas)
+    if not query_bands.has_products(torch.bfloat16):
+        monkeypatch.setattr(query_bands, "_product", lambda left, right: left @ right.T)
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randn(2, queries, heads * 16, generator=draw).bfloat16()
     key, value = (torch.randn(2, heads, keys, 16, generator=draw).bfloat16() for _ in range(2))
     query = tokens.unflatten(2, (heads, 16)).transpose(1, 2)
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
     written_out = (query @ key.transpose(2, 3) * 0.25).softmax(dim=-1) @ value
-    own = cpu_attention.in_query_bands(tokens, key, value, nn.Identity(), nn.Identity(), 0.25)
+    own = query_bands.in_query_bands(tokens, key, value, nn.Identity(), nn.Identity(), 0.25)
     own = own.unflatten(2, (heads, 16)).transpose(1, 2)
     assert (own - exact).norm() <= 1.2 * (written_out - exact).norm() < 0.02 * exact.norm()
 
@@ -102,19 +104,19 @@ def test_types(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch, banded: list
     taken = {torch.float32: True, torch.bfloat16: has_bfloat16, torch.float16: False, torch.float64: False}
     for dtype, expected in taken.items():
         tokens = torch.zeros(1, 4, 4, dtype=dtype)
-        assert cpu_attention.pays_off(tokens, tokens) == expected, dtype
+        assert query_bands.pays_off(tokens, tokens) == expected, dtype
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not any(cpu_attention.has_products(dtype) for dtype in taken)
+    assert not any(query_bands.has_products(dtype) for dtype in taken)
 
 
 def test_small_ones_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch, banded: list[tuple[int, ...]]) -> None:
     """A stage of 24x16 tokens and 6 keys is banded from 2,304 scores on."""
     model = model_of("pvt_v2")
-    monkeypatch.setattr(cpu_attention, "MIN_SCORES", 24 * 16 * 6)
+    monkeypatch.setattr(query_bands, "MIN_SCORES", 24 * 16 * 6)
     with torch.no_grad():
         model(images())
     assert {shape[1] for shape in banded} == {24 * 16}
-    monkeypatch.setattr(cpu_attention, "MIN_SCORES", 24 * 16 * 6 + 1)
+    monkeypatch.setattr(query_bands, "MIN_SCORES", 24 * 16 * 6 + 1)
     banded.clear()
     with torch.no_grad():
         model(images())
@@ -123,11 +125,11 @@ def test_small_ones_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch, banded:
 
 def test_on_fast_blas_large_ones_alone(monkeypatch: pytest.MonkeyPatch, banded: list[tuple[int, ...]]) -> None:
     """PyTorch's kernel takes bands of a batch from so many bytes of queries on."""
-    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: True)
+    monkeypatch.setattr(query_bands, "has_fast_blas", lambda: True)
     model = model_of("pvt_v2")
     largest = 4 * 2 * 24 * 16 * model.config.hidden_sizes[0]
     for least, shapes in ((largest, {24 * 16}), (largest + 1, set())):
-        monkeypatch.setattr(cpu_attention, "MIN_QUERY_BYTES", least)
+        monkeypatch.setattr(query_bands, "MIN_QUERY_BYTES", least)
         banded.clear()
         with torch.no_grad():
             model(images())

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 import hf_pvt
-from hf_pvt import cpu_attention, cpu_inference, cpu_training, feed_forward
+from hf_pvt.cpu import cpu_inference, cpu_training, query_bands
+from hf_pvt.pyramid import feed_forward
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
 HUGE = 2**40
@@ -530,9 +531,9 @@ def test_the_expanded_activation_is_never_held_whole(
     family: str, batch: int, fast_blas: bool, bands: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the fast paths nothing is larger than the images themselves, whatever this processor is."""
-    for module in (cpu_attention, cpu_training):
+    for module in (query_bands, cpu_training):
         monkeypatch.setattr(module, "has_fast_blas", lambda: fast_blas)
-    for module in (cpu_inference, cpu_attention, cpu_training):
+    for module in (cpu_inference, query_bands, cpu_training):
         monkeypatch.setattr(module, "BAND_BYTES", 2**16)
     monkeypatch.setattr(cpu_training, "KEPT_BYTES", 2**16)
     monkeypatch.setattr(cpu_inference, "LARGEST_HEAP_BLOCK", 2**16)  # never touched, so it takes no memory
@@ -609,7 +610,7 @@ def test_share_of_copies(fast_blas: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
     Counted in numbers: a copy that a convolution makes of its map, or a linear of its tokens, doubles what it reads.
     """
-    monkeypatch.setattr(cpu_attention, "has_fast_blas", lambda: fast_blas)
+    monkeypatch.setattr(query_bands, "has_fast_blas", lambda: fast_blas)
     model, pixel_values = hf_pvt.PvtV2Model(hf_pvt.variant_config("pvt-v2-b0")).eval(), images(1, 3, 512, 512)
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         model(pixel_values)

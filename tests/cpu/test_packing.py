@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 import hf_pvt
 from hf_pvt import pack_for_cpu
-from hf_pvt.cpu_packing import Packed
+from hf_pvt.cpu.packing import Packed
 
 ONE, ODD = (1, 3, 64, 64), (3, 3, 97, 130)
 # Each family twice, each kind at both sizes.

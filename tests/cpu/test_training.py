@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 import hf_pvt
 from benchmarks.training_memory import saved_storages
-from hf_pvt import cpu_inference, cpu_training, feed_forward, layers
-from hf_pvt.feed_forward import ConvFeedForward
+from hf_pvt.cpu import cpu_inference, cpu_training
+from hf_pvt.pyramid import feed_forward, layers
+from hf_pvt.pyramid.feed_forward import ConvFeedForward
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
 BATCH, CHANNELS, EXPANDED, GRID = 3, 8, 24, (5, 7)

@@ -10,16 +10,16 @@ from families import ATSS, tiny_detector
 from torch import Tensor
 from torchvision import ops
 
-from hf_pvt.detection.anchors import Anchors
-from hf_pvt.detection.assigners import NEGATIVE
-from hf_pvt.detection.atss_assigner import AtssAssigner
-from hf_pvt.detection.ground_truth import GroundTruth
-from hf_pvt.detection.loss_terms import LossTerm, means
 from hf_pvt.detection.modeling_atss import centerness_of
 from hf_pvt.detection.modeling_dense_detector import Matched
 from hf_pvt.detection.modeling_gfl import Integral, distribution_focal_loss, overlaps, quality_focal_loss
-from hf_pvt.detection.necks import ContinuedNeck
-from hf_pvt.detection.suppression import detect
+from hf_pvt.detection.parts.anchors import Anchors
+from hf_pvt.detection.parts.assigners import NEGATIVE
+from hf_pvt.detection.parts.atss_assigner import AtssAssigner
+from hf_pvt.detection.parts.ground_truth import GroundTruth
+from hf_pvt.detection.parts.loss_terms import LossTerm, means
+from hf_pvt.detection.parts.suppression import detect
+from hf_pvt.heads.feature_pyramid import ContinuedNeck
 
 ANCHORS = Anchors((8, 16, 32, 64), (8,), (1,), 32)
 LEVELS = [torch.zeros(1, 1, 12, 16), torch.zeros(1, 1, 6, 8), torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 2, 2)]

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from skimage.draw import ellipse
 
 import hf_pvt
-from hf_pvt.coco_masks import draw_mask, encode_mask, nearest_as_cv2
+from hf_pvt.detection.coco_masks import draw_mask, encode_mask, nearest_as_cv2
 
 HEIGHT, WIDTH = 60, 90
 IMAGE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)

@@ -30,13 +30,13 @@ from families import CASCADE_MASK_RCNN, tiny_detector
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_pvt.detection.anchors import Anchors, base_anchors
-from hf_pvt.detection.assigners import NEGATIVE
-from hf_pvt.detection.ground_truth import ground_truth
-from hf_pvt.detection.mask_pasting import paste_masks
 from hf_pvt.detection.modeling_cascade_mask_rcnn import likeliest
-from hf_pvt.detection.samplers import RandomSampler
-from hf_pvt.synchronized_batch_norm import SynchronizedBatchNorm2d
+from hf_pvt.detection.parts.anchors import Anchors, base_anchors
+from hf_pvt.detection.parts.assigners import NEGATIVE
+from hf_pvt.detection.parts.ground_truth import ground_truth
+from hf_pvt.detection.parts.mask_pasting import paste_masks
+from hf_pvt.detection.parts.samplers import RandomSampler
+from hf_pvt.heads.synchronized_batch_norm import SynchronizedBatchNorm2d
 
 VARIANTS, CASES = recordings("cascade_mask_rcnn"), ("one", "two")
 

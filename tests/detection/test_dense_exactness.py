@@ -23,7 +23,7 @@ from detection_reference import Case, Recorded, recordings
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_pvt.detection.anchors import base_anchors
+from hf_pvt.detection.parts.anchors import base_anchors
 
 VARIANTS, CASES = recordings("atss", "gfl"), ("one", "two")
 QUICK = ["atss-pvt_v2_b0-one", "gfl-pvt_v2_b0-one"]

@@ -15,7 +15,7 @@ from families import PVT, perturb
 from transformers import AutoModelForObjectDetection, DetrConfig, PreTrainedModel
 
 import hf_pvt
-from hf_pvt.original_layouts import to_original
+from hf_pvt.original.pyramid_layouts import to_original
 
 (RECORDED,) = recordings("detr")
 CASES = ("one", "two")

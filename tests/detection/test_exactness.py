@@ -27,11 +27,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import hf_pvt
-from hf_pvt.detection.anchors import Anchors, base_anchors
-from hf_pvt.detection.assigners import IGNORED, NEGATIVE, IoUAssigner
-from hf_pvt.detection.mask_pasting import paste_masks
-from hf_pvt.detection.roi_pooling import levels_of
-from hf_pvt.detection.samplers import RandomSampler
+from hf_pvt.detection.parts.anchors import Anchors, base_anchors
+from hf_pvt.detection.parts.assigners import IGNORED, NEGATIVE, IoUAssigner
+from hf_pvt.detection.parts.mask_pasting import paste_masks
+from hf_pvt.detection.parts.roi_pooling import levels_of
+from hf_pvt.detection.parts.samplers import RandomSampler
 
 TOLERANCE, MASK_TOLERANCE = 2e-5, 5e-5
 RETINANET, MASK_RCNN = recordings("retinanet"), recordings("mask_rcnn")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import hf_pvt
-from hf_pvt.resampling import between_neighbours
+from hf_pvt.images.resampling import between_neighbours
 
 MEAN = torch.tensor([123.675, 116.28, 103.53])[:, None, None]  # as published, on 0 to 255
 STD = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
@@ -163,7 +163,7 @@ import sys
 for name in ("torchvision", "faster_coco_eval"):
     sys.modules[name] = None
 import hf_pvt, numpy
-from hf_pvt.coco_masks import encode_mask
+from hf_pvt.detection.coco_masks import encode_mask
 for use in (hf_pvt.detection_image_processor, lambda: encode_mask(numpy.zeros((2, 3), bool))):
     try:
         use()

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_pvt.detection import mask_pasting
-from hf_pvt.detection.mask_pasting import paste_masks
+from hf_pvt.detection.parts import mask_pasting
+from hf_pvt.detection.parts.mask_pasting import paste_masks
 
 SIZE = (61, 83)
 

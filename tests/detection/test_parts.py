@@ -13,16 +13,16 @@ from torch import Tensor
 from torchvision import ops
 from torchvision.models.detection._utils import BoxCoder
 
-from hf_pvt.detection.anchors import Anchors, base_anchors
-from hf_pvt.detection.assigners import IGNORED, NEGATIVE, IoUAssigner
-from hf_pvt.detection.box_coder import LARGEST_LOG_RATIO, decode, encode
-from hf_pvt.detection.ground_truth import ground_truth, valid_sizes
-from hf_pvt.detection.loss_terms import means
-from hf_pvt.detection.mask_head import mask_loss, mask_targets
-from hf_pvt.detection.necks import ConvolvedNeck
-from hf_pvt.detection.roi_pooling import levels_of, pool_boxes
-from hf_pvt.detection.samplers import RandomSampler
-from hf_pvt.detection.suppression import best_candidates, detect
+from hf_pvt.detection.parts.anchors import Anchors, base_anchors
+from hf_pvt.detection.parts.assigners import IGNORED, NEGATIVE, IoUAssigner
+from hf_pvt.detection.parts.box_coder import LARGEST_LOG_RATIO, decode, encode
+from hf_pvt.detection.parts.ground_truth import ground_truth, valid_sizes
+from hf_pvt.detection.parts.loss_terms import means
+from hf_pvt.detection.parts.mask_head import mask_loss, mask_targets
+from hf_pvt.detection.parts.roi_pooling import levels_of, pool_boxes
+from hf_pvt.detection.parts.samplers import RandomSampler
+from hf_pvt.detection.parts.suppression import best_candidates, detect
+from hf_pvt.heads.feature_pyramid import ConvolvedNeck
 
 # Anchors
 

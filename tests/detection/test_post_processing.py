@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.utils import ModelOutput
 
 import hf_pvt
-from hf_pvt.detection.mask_pasting import paste_masks
+from hf_pvt.detection.parts.mask_pasting import paste_masks
 
 
 @dataclass

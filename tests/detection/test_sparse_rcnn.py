@@ -29,11 +29,11 @@ from torchvision.ops import box_convert
 from transformers import PreTrainedModel
 
 import hf_pvt
-from hf_pvt.detection import set_matching
-from hf_pvt.detection.ground_truth import GroundTruth
-from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS
-from hf_pvt.detection.set_matching import SetMatcher
-from hf_pvt.original_layouts import to_original
+from hf_pvt.detection.parts import set_matching
+from hf_pvt.detection.parts.ground_truth import GroundTruth
+from hf_pvt.detection.parts.set_matching import SetMatcher
+from hf_pvt.original.detector_layouts import DETECTOR_LAYOUTS
+from hf_pvt.original.pyramid_layouts import to_original
 
 IMAGES = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
 LABELS = [

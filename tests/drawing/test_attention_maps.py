@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 import hf_pvt
-from hf_pvt.attention_maps import AttentionMap, attention_maps
-from hf_pvt.drawing_attention import HEAT, HEAT_ALPHA, _heading, _overlay, draw_attention
-from hf_pvt.whole_image import pyramid_of, whole_image
+from hf_pvt.drawing.attention import HEAT, HEAT_ALPHA, _heading, _overlay, draw_attention
+from hf_pvt.drawing.attention_maps import AttentionMap, attention_maps
+from hf_pvt.drawing.whole_image import pyramid_of, whole_image
 
 HEIGHT, WIDTH = 101, 150  # no stage divides both
 

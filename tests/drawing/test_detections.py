@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from hf_pvt.detection import drawing_detections
-from hf_pvt.detection.drawing_detections import draw_detections
-from hf_pvt.drawing import PAINT_ALPHA, distinct_colour
+from hf_pvt.drawing import detections as drawing_detections
+from hf_pvt.drawing.detections import draw_detections
+from hf_pvt.drawing.segmentations import PAINT_ALPHA, distinct_colour
 
 NAMES = {0: "person", 1: "a rather long name of a label", 2: "dog"}
 HEIGHT, WIDTH = 240, 320

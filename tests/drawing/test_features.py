@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 import hf_pvt
-from hf_pvt.drawing_features import as_colours, draw_features, principal_components
+from hf_pvt.drawing.features import as_colours, draw_features, principal_components
 
 
 @pytest.mark.parametrize("shape", [(7, 30, 20), (256, 4, 5)], ids=str)

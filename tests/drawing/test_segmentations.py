@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_pvt.drawing import distinct_colour, draw_segmentation, side_by_side
+from hf_pvt.drawing.segmentations import distinct_colour, draw_segmentation, side_by_side
 
 NAMES = {label: f"label {label}" for label in range(150)} | {1: "sky", 2: "a rather long name of a label"}
 Colours = set[tuple[int, ...]]

@@ -4,7 +4,7 @@ import torch
 from families import perturb
 from torchvision.ops import FeaturePyramidNetwork
 
-from hf_pvt.feature_pyramid import FeaturePyramid
+from hf_pvt.heads.feature_pyramid import FeaturePyramid
 
 
 def test_is_torchvisions() -> None:

@@ -17,7 +17,7 @@ from training.images import BadImageError, decode_image
 from transformers import AutoImageProcessor, pipeline
 
 import hf_pvt
-from hf_pvt.image_inputs import logger, readable
+from hf_pvt.images.image_inputs import logger, readable
 
 GENERATOR = np.random.default_rng(0)
 DEEP = GENERATOR.integers(0, 65536, (48, 64), dtype=np.uint16)

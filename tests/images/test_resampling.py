@@ -15,7 +15,7 @@ from training.scene_augmentation import RandomScale
 from transformers import AutoImageProcessor
 
 import hf_pvt
-from hf_pvt.resampling import between_neighbours, resized
+from hf_pvt.images.resampling import between_neighbours, resized
 
 PHOTO = load_sample_image("china.jpg")  # (427, 640, 3)
 BACKENDS = (hf_pvt.PvtSegmentationImageProcessor, hf_pvt.PvtSegmentationImageProcessorPil)

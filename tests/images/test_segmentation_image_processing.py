@@ -280,7 +280,7 @@ def test_bad_label_maps(backend: Any, label_map: Any, message: str) -> None:
 @pytest.mark.parametrize(("backend", "labels_at_once"), in_turn((1,), (16,), (37,)))
 def test_post_processing(backend: Any, labels_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """argmax of the logits resized to each image's size, more labels than are resized at once."""
-    monkeypatch.setattr(hf_pvt.image_processing_pvt, "LOGITS_AT_ONCE", labels_at_once * 48 * 64)
+    monkeypatch.setattr(hf_pvt.images.image_processing_pvt, "LOGITS_AT_ONCE", labels_at_once * 48 * 64)
     logits = torch.randn(2, 37, 12, 16, generator=torch.Generator().manual_seed(0))
     outputs, sizes = SimpleNamespace(logits=logits), [(48, 64), (31, 70)]
     maps = backend().post_process_semantic_segmentation(outputs, target_sizes=sizes)

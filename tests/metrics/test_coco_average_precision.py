@@ -13,8 +13,8 @@ from pycocotools import mask as published_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hf_pvt.evidence_metric import as_array
 from hf_pvt.metrics import CocoAveragePrecision
+from hf_pvt.metrics.evidence_metric import as_array
 
 NAMES = ["cat", "dog", "bird"]
 STATISTICS = (

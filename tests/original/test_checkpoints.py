@@ -30,11 +30,12 @@ from checkpoints import (
 from detector_keys import without_values
 from families import FAMILIES, P2T, PVT, PVT_V2, PVT_V2_LINEAR, Family, perturb
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 import hf_pvt
 from hf_pvt import VARIANTS, load_original, variant_config
-from hf_pvt.original_checkpoints import read_config, recognise_layout
+from hf_pvt.original.load_original import read_config, recognise_layout
+from hf_pvt.pyramid.model_classes import AUTO_CLASSES
 
 ALL = (*FAMILIES, PVT_V2_LINEAR)
 
@@ -52,7 +53,7 @@ def test_the_helper_agrees_with_the_recorded_keys() -> None:
     for variant in ("pvt-tiny", "pvt-v2-b0", "pvt-v2-b2-li", "p2t-tiny"):
         with torch.device("meta"):
             config = variant_config(variant, num_labels=1000)
-            model = hf_pvt.auto.AUTO_CLASSES[type(config)][hf_pvt.auto.AutoModelForImageClassification](config)
+            model = AUTO_CLASSES[type(config)][AutoModelForImageClassification](config)
         shapes = {key: list(weight.shape) for key, weight in published(model).items()}
         assert shapes == reference.published_keys()[variant]
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hf_pvt
 from hf_pvt import PUBLISHED_DETECTORS, VARIANTS, detector_config, load_original
-from hf_pvt.detection.auto_detectors import DETECTORS
-from hf_pvt.original_checkpoints import build_model, recognise_layout
-from hf_pvt.original_layouts import to_original
+from hf_pvt.detection.detector_classes import DETECTORS
+from hf_pvt.original.load_original import build_model, recognise_layout
+from hf_pvt.original.pyramid_layouts import to_original
 
 
 def shapes_of(weights: StateDict) -> dict[str, tuple[int, ...]]:

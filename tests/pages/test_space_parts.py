@@ -18,7 +18,7 @@ from PIL import Image
 from space_runs import LINES, ROOT, empty_png, save_models
 
 import hf_pvt
-from hf_pvt.drawing import PAINT_ALPHA, distinct_colour
+from hf_pvt.drawing.segmentations import PAINT_ALPHA, distinct_colour
 
 
 @pytest.fixture(scope="module")

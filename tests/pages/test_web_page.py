@@ -98,7 +98,7 @@ def outputs_of(model: str, file: Path) -> Any:
     settings = processor.to_dict()
     settings.pop("image_processor_type")
     if model == "flowers":
-        processor = hf_pvt.image_processing_pvt.PvtImageProcessorPil(**settings)
+        processor = hf_pvt.images.image_processing_pvt.PvtImageProcessorPil(**settings)
     return network(**processor(Image.open(file), return_tensors="pt"))
 
 

@@ -16,9 +16,9 @@ from sklearn.datasets import load_sample_image
 from web_site import build, served
 
 import hf_pvt
-from hf_pvt.drawing import distinct_colour
-from hf_pvt.image_inputs import readable
-from hf_pvt.image_processing_pvt import PvtImageProcessorPil, PvtSegmentationImageProcessorPil
+from hf_pvt.drawing.segmentations import distinct_colour
+from hf_pvt.images.image_inputs import readable
+from hf_pvt.images.image_processing_pvt import PvtImageProcessorPil, PvtSegmentationImageProcessorPil
 
 pytestmark = pytest.mark.browser
 

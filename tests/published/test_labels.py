@@ -1,6 +1,6 @@
 """The datasets' labels: count, order, and no stray spaces."""
 
-from hf_pvt import labels
+from hf_pvt.published import labels
 
 
 def test_ade20k() -> None:

@@ -6,8 +6,8 @@ from families import FAMILIES, P2T, PVT, PVT_V2, PVT_V2_LINEAR, Family, perturb
 from torch.nn import functional as F
 
 import hf_pvt
-from hf_pvt.layers import adaptive_average_pool, tokens_to_map
-from hf_pvt.modeling_p2t import pooled_length
+from hf_pvt.pyramid.layers import adaptive_average_pool, tokens_to_map
+from hf_pvt.pyramid.modeling_p2t import pooled_length
 
 SIZES = [(32, 32), (33, 47), (97, 131), (112, 448), pytest.param((384, 1280), marks=pytest.mark.slow)]
 ALL = (*FAMILIES, PVT_V2_LINEAR)

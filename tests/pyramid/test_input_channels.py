@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import hf_pvt
-from hf_pvt.input_channels import for_channels
+from hf_pvt.pyramid.input_channels import for_channels
 
 AUTO = {
     "model": AutoModel,

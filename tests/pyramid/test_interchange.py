@@ -36,7 +36,7 @@ from transformers.models.pvt_v2.modeling_pvt_v2 import PvtV2ForImageClassificati
 from transformers.models.pvt_v2.modeling_pvt_v2 import PvtV2Model as StockPvtV2Model
 
 import hf_pvt
-from hf_pvt.weight_names_pvt import FILE_TO_MEMORY, MEMORY_TO_FILE, rename
+from hf_pvt.pyramid.weight_names_pvt import FILE_TO_MEMORY, MEMORY_TO_FILE, rename
 
 # Transformers has one epsilon, the published models have two.
 ONE_EPSILON = {"layer_norm_eps": 1e-6, "reduction_layer_norm_eps": 1e-6}

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 import hf_pvt
 from hf_pvt.detection.image_processing_detection import PvtDetectionImageProcessor
-from hf_pvt.image_processing_pvt import PvtSegmentationImageProcessor, PvtSegmentationImageProcessorPil
+from hf_pvt.images.image_processing_pvt import PvtSegmentationImageProcessor, PvtSegmentationImageProcessorPil
 
 RECOGNISED = "a string of the user's file"
 DERIVED: dict[str, tuple[type, Any]] = {
@@ -136,7 +136,7 @@ import hf_pvt
 class Mine(hf_pvt.PvtV2ForSemanticSegmentation):
     pass
 
-class MineProcessor(hf_pvt.image_processing_pvt.PvtSegmentationImageProcessor):
+class MineProcessor(hf_pvt.images.image_processing_pvt.PvtSegmentationImageProcessor):
     pass
 
 config = hf_pvt.PvtV2Config(hidden_sizes=(8, 16, 20, 32), depths=(1, 1, 1, 1))

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_pvt import load_original
-from hf_pvt.original_checkpoints import LAYOUTS
+from hf_pvt.original.load_original import LAYOUTS
 
 StateDict = dict[str, Tensor]
 

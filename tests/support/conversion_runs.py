@@ -13,7 +13,8 @@ from families import Family, perturb
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_pvt.original_layouts import LAYOUTS, Layout, to_original
+from hf_pvt.original.load_original import LAYOUTS
+from hf_pvt.original.pyramid_layouts import Layout, to_original
 
 SCRIPTS = Path(convert.__file__).parent
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert
 from transformers import PreTrainedModel
 
-from hf_pvt.detection.suppression import Detections
-from hf_pvt.original_layouts import to_original
+from hf_pvt.detection.parts.suppression import Detections
+from hf_pvt.original.pyramid_layouts import to_original
 
 # Of the largest value, in float32 and in float64.
 TOLERANCE, EXACT = 1e-5, 1e-6

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_pvt.original_checkpoints import build_model, recognise_layout
-from hf_pvt.original_layouts import Layout
+from hf_pvt.original.load_original import build_model, recognise_layout
+from hf_pvt.original.pyramid_layouts import Layout
 
 RECORDED = {
     "retinanet": ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li", "p2t_tiny"),

@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from hf_pvt.coco_masks import encode_mask
+from hf_pvt.detection.coco_masks import encode_mask
 
 SCRIPT = Path(script.__file__)
 SIDE = 64

@@ -8,9 +8,9 @@ from checkpoints import FIELDS, StateDict
 from families import Family, perturb
 from transformers import PreTrainedModel
 
-from hf_pvt.detection.auto_detectors import DETECTORS
-from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS
-from hf_pvt.original_layouts import Layout
+from hf_pvt.detection.detector_classes import DETECTORS
+from hf_pvt.original.detector_layouts import DETECTOR_LAYOUTS
+from hf_pvt.original.pyramid_layouts import Layout
 
 ON_ALL_VARIANTS = ("retinanet", "mask_rcnn")
 

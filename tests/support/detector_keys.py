@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import hf_pvt
-from hf_pvt.detection.published_detectors import PublishedDetector
+from hf_pvt.published.detectors import PublishedDetector
 
 FOLDER = reference.FIXTURES / "detection"
 Shapes = dict[str, tuple[int, ...]]

@@ -30,8 +30,8 @@ from training.detectors import open_detector
 from training.optimization import parameter_groups
 
 import hf_pvt
-from hf_pvt.detection.loss_terms import LossTerm, means
-from hf_pvt.detection.original_detectors import DETECTOR_LAYOUTS
+from hf_pvt.detection.parts.loss_terms import LossTerm, means
+from hf_pvt.original.detector_layouts import DETECTOR_LAYOUTS
 
 STEPS_PER_EPOCH = 7330  # COCO's 117,266 images with objects, in steps of 16
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..coco_masks import draw_mask, nearest_as_cv2, shortened
+from .coco_masks import draw_mask, nearest_as_cv2, shortened
 
 Size = tuple[int, int]  # height, width
 

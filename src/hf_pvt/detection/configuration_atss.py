@@ -4,8 +4,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_dense_detector import AdaptiveDetectorConfig
-from .configuration_detector import check_stds
+from .configuration_detector import AdaptiveDetectorConfig, check_stds
 
 
 @strict

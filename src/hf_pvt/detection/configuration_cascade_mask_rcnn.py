@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_two_stage import TwoStageConfig
+from .configuration_detector import TwoStageConfig
 
 
 @strict

@@ -1,4 +1,4 @@
-"""What the configurations of all detectors share: the backbone's, the neck, and how much is kept in the end."""
+"""What the configurations of detectors share: all of them, those with anchors, the dense ones, those in two stages."""
 
 import copy
 import math
@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from ..configuration_pvt_v2 import PvtV2Config
-from ..variants import CONFIG_CLASSES
+from ..pyramid.configuration_classes import CONFIG_CLASSES
+from ..pyramid.configuration_pvt_v2 import PvtV2Config
 
 # A dense detector's predictions, which its output and its exported file hold, as far as it has them.
 RAW_OUTPUTS = ("logits", "box_deltas", "centerness", "box_distributions")
@@ -96,6 +96,128 @@ class DetectorConfig(PreTrainedConfig):
                     f"`{negative}` must not exceed `{positive}`, got {getattr(self, negative)} and "
                     f"{getattr(self, positive)}."
                 )
+
+
+@strict
+class AnchorDetectorConfig(DetectorConfig):
+    """The fields of a detector that corrects anchors and suppresses what overlaps."""
+
+    anchor_scales: list[float | int] | tuple[float | int, ...] = (8,)
+    anchor_ratios: list[float | int] | tuple[float | int, ...] = (0.5, 1, 2)
+    score_threshold: float | int = 0.05
+    nms_threshold: float | int = 0.5
+    initializer_range: float = 0.01
+
+    positive_numbers: ClassVar[tuple[str, ...]] = (*DetectorConfig.positive_numbers, "initializer_range")
+    positive_lists: ClassVar[tuple[str, ...]] = (*DetectorConfig.positive_lists, "anchor_scales", "anchor_ratios")
+    shares: ClassVar[tuple[str, ...]] = (*DetectorConfig.shares, "score_threshold", "nms_threshold")
+
+    @property
+    def anchors_per_place(self) -> int:
+        return len(self.anchor_scales) * len(self.anchor_ratios)
+
+
+@strict
+class DenseDetectorConfig(AnchorDetectorConfig):
+    """The fields of detectors in one stage, on the backbone's last three maps."""
+
+    backbone_levels: ClassVar[int] = 3
+    positive_numbers: ClassVar[tuple[str, ...]] = (
+        *AnchorDetectorConfig.positive_numbers,
+        "num_head_convs",
+        "candidates_per_level",
+    )
+
+    num_head_convs: int = 4
+    strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
+    focal_gamma: float | int = 2.0
+    candidates_per_level: int = 1000
+
+    def validate_dense_detector(self) -> None:
+        """A stride for each of the backbone's maps or more, and a focusing parameter that does not turn the loss."""
+        if len(self.strides) < self.backbone_levels:
+            raise ValueError(
+                f"`strides` has {len(self.strides)} values, expected {self.backbone_levels} for the backbone's maps or "
+                f"more: {list(self.strides)}."
+            )
+        if not 0 <= self.focal_gamma < math.inf:
+            raise ValueError(f"`focal_gamma` must not be negative, got {self.focal_gamma}.")
+
+
+@strict
+class AdaptiveDetectorConfig(DenseDetectorConfig):
+    """The fields of ATSS and of those that choose their positive anchors as it does: one square at each place."""
+
+    positive_numbers: ClassVar[tuple[str, ...]] = (
+        *DenseDetectorConfig.positive_numbers,
+        "num_groups",
+        "assigner_candidates",
+    )
+
+    num_groups: int = 32
+    anchor_ratios: list[float | int] | tuple[float | int, ...] = (1,)
+    assigner_candidates: int = 9
+    nms_threshold: float | int = 0.6
+
+    def validate_adaptive_detector(self) -> None:
+        """One anchor at each place, a square, and channels that fall into groups."""
+        if len(self.anchor_scales) != 1 or list(self.anchor_ratios) != [1]:
+            raise ValueError(
+                f"{type(self).__name__} has one square anchor at each place, got `anchor_scales` "
+                f"{list(self.anchor_scales)} and `anchor_ratios` {list(self.anchor_ratios)}."
+            )
+        if self.fpn_hidden_size % self.num_groups or self.fpn_hidden_size == self.num_groups:
+            raise ValueError(  # a single channel at a single place would have nothing to be normalised by
+                "`fpn_hidden_size` must be twice `num_groups` or another multiple of it, got "
+                f"{self.fpn_hidden_size} and {self.num_groups}."
+            )
+
+
+@strict
+class TwoStageConfig(AnchorDetectorConfig):
+    """The fields of `MaskRcnnConfig` that do not depend on how often boxes are corrected."""
+
+    positive_numbers: ClassVar[tuple[str, ...]] = (
+        *AnchorDetectorConfig.positive_numbers,
+        "rpn_samples",
+        "rpn_candidates",
+        "rpn_training_candidates",
+        "max_proposals",
+        "box_samples",
+        "box_pool_size",
+        "box_hidden_size",
+        "mask_pool_size",
+        "num_mask_convs",
+    )
+    shares: ClassVar[tuple[str, ...]] = (
+        *AnchorDetectorConfig.shares,
+        "rpn_positive_iou",
+        "rpn_negative_iou",
+        "rpn_nms_threshold",
+    )
+    bounds: ClassVar[tuple[tuple[str, str], ...]] = (("rpn_negative_iou", "rpn_positive_iou"),)
+
+    with_masks: bool = True
+    rpn_positive_iou: float | int = 0.7
+    rpn_negative_iou: float | int = 0.3
+    rpn_samples: int = 256
+    rpn_nms_threshold: float | int = 0.7
+    rpn_candidates: int = 1000
+    rpn_training_candidates: int = 2000
+    max_proposals: int = 1000
+    box_samples: int = 512
+    box_pool_size: int = 7
+    box_hidden_size: int = 1024
+    mask_pool_size: int = 14
+    num_mask_convs: int = 4
+
+    def validate_two_stage(self) -> None:
+        """A stride for each of the backbone's maps and the pooled one."""
+        if len(self.strides) != self.backbone_levels + 1:
+            raise ValueError(
+                f"`strides` has {len(self.strides)} values, expected {self.backbone_levels} for the backbone's maps "
+                f"and one more: {list(self.strides)}."
+            )
 
 
 def check_stds(name: str, stds: Sequence[float]) -> None:

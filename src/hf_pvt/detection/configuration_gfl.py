@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_dense_detector import AdaptiveDetectorConfig
+from .configuration_detector import AdaptiveDetectorConfig
 
 
 @strict

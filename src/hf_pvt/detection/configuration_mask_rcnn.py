@@ -4,8 +4,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_detector import check_stds
-from .configuration_two_stage import TwoStageConfig
+from .configuration_detector import TwoStageConfig, check_stds
 
 
 @strict

@@ -22,13 +22,13 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..image_inputs import as_list
-from ..image_processing_pvt import ImageInputsMixin, channel_statistics, target_size
+from ..images.image_inputs import as_list
+from ..images.image_processing_pvt import ImageInputsMixin, channel_statistics, target_size
+from ..images.resampling import between_neighbours
 from ..remote_code import RemoteCodeMixin, write_remote_code
-from ..resampling import between_neighbours
 from .coco_annotations import detection_target
+from .parts.torchvision_ops import require_torchvision
 from .post_processing import DetectionPostProcessing
-from .torchvision_ops import require_torchvision
 
 
 def detection_image_processor(num_channels: int = 3, **settings: Any) -> "PvtDetectionImageProcessor":

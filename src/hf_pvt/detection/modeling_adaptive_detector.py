@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..drawn_layers import RARE_AT_FIRST, Drawn, DrawnConv2d, DrawnGroupNorm
-from .anchors import per_anchor
-from .atss_assigner import AtssAssigner
-from .configuration_dense_detector import AdaptiveDetectorConfig
+from ..heads.feature_pyramid import ContinuedNeck
+from ..heads.initialized_layers import RARE_AT_FIRST, Drawn, DrawnConv2d, DrawnGroupNorm
+from .configuration_detector import AdaptiveDetectorConfig
 from .modeling_dense_detector import DenseDetector, Matched
-from .necks import ContinuedNeck
+from .parts.anchors import per_anchor
+from .parts.atss_assigner import AtssAssigner
 
 
 class NormedConv(nn.Module):

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .atss_assigner import centres_of
-from .box_coder import decode
 from .configuration_atss import AtssConfig
-from .ground_truth import Size
-from .loss_terms import LossTerm
 from .modeling_adaptive_detector import (
     AdaptiveDetector,
     AdaptiveHead,
@@ -23,7 +19,11 @@ from .modeling_adaptive_detector import (
     positives_of,
 )
 from .modeling_dense_detector import Matched, Predictions
-from .torchvision_ops import torchvision_ops
+from .parts.atss_assigner import centres_of
+from .parts.box_coder import decode
+from .parts.ground_truth import Size
+from .parts.loss_terms import LossTerm
+from .parts.torchvision_ops import torchvision_ops
 
 # Of the box's term; the other two have 1.
 BOX_WEIGHT = 2.0

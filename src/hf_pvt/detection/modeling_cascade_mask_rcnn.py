@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..drawn_layers import pytorch_draw
-from .assigners import IoUAssigner
-from .box_coder import decode
-from .box_head import ConvolvedBoxHead
+from ..heads.initialized_layers import pytorch_draw
 from .configuration_cascade_mask_rcnn import CascadeMaskRcnnConfig
-from .ground_truth import GroundTruth, Size
-from .loss_terms import LossTerm
-from .mask_head import MaskHead
 from .modeling_two_stage_detector import TwoStageDetector
-from .region_proposals import RegionProposalNetwork
-from .region_samples import RegionSamples
-from .roi_pooling import at_least_float32
-from .suppression import Detections, detect
-from .torchvision_ops import torchvision_ops
+from .parts.assigners import IoUAssigner
+from .parts.box_coder import decode
+from .parts.box_head import ConvolvedBoxHead
+from .parts.ground_truth import GroundTruth, Size
+from .parts.loss_terms import LossTerm
+from .parts.mask_head import MaskHead
+from .parts.region_proposals import RegionProposalNetwork
+from .parts.region_samples import RegionSamples
+from .parts.roi_pooling import at_least_float32
+from .parts.suppression import Detections, detect
+from .parts.torchvision_ops import torchvision_ops
 
 
 class CascadeRegionProposals(RegionProposalNetwork):

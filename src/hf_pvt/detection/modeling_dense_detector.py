@@ -11,15 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .anchors import Anchors
-from .assigners import NEGATIVE
-from .box_coder import decode
-from .configuration_anchors import AnchorDetectorConfig
-from .ground_truth import GroundTruth, Size
-from .loss_terms import LossTerm
+from .configuration_detector import AnchorDetectorConfig
 from .modeling_detector import Detector
-from .suppression import Detections, best_candidates, detect
-from .torchvision_ops import torchvision_ops
+from .parts.anchors import Anchors
+from .parts.assigners import NEGATIVE
+from .parts.box_coder import decode
+from .parts.ground_truth import GroundTruth, Size
+from .parts.loss_terms import LossTerm
+from .parts.suppression import Detections, best_candidates, detect
+from .parts.torchvision_ops import torchvision_ops
 
 Predictions = dict[str, Tensor]
 

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from ..auto import AUTO_CLASSES
-from ..cpu_packing import PackableMixin
-from ..drawn_layers import Drawn
-from ..feature_pyramid import FeaturePyramid
-from ..input_channels import InputChannelsMixin
-from ..modeling_pyramid import check_pixel_values
+from ..cpu.packing import PackableMixin
+from ..heads.feature_pyramid import FeaturePyramid
+from ..heads.initialized_layers import Drawn
+from ..heads.synchronized_batch_norm import SynchronizedBatchNorm2d
+from ..pyramid.input_channels import InputChannelsMixin
+from ..pyramid.model_classes import AUTO_CLASSES
+from ..pyramid.modeling_pyramid import check_pixel_values
 from ..remote_code import RemoteCodeMixin, remote_auto_map, write_remote_code
-from ..synchronized_batch_norm import SynchronizedBatchNorm2d
 from .configuration_detector import RAW_OUTPUTS, DetectorConfig, divided
-from .ground_truth import GroundTruth, Size, ground_truth, valid_sizes
-from .loss_terms import LossTerm, means
-from .roi_pooling import at_least_float32
-from .suppression import Detections
-from .torchvision_ops import require_torchvision, torchvision_ops
+from .parts.ground_truth import GroundTruth, Size, ground_truth, valid_sizes
+from .parts.loss_terms import LossTerm, means
+from .parts.roi_pooling import at_least_float32
+from .parts.suppression import Detections
+from .parts.torchvision_ops import require_torchvision, torchvision_ops
 
 NO_LABEL = -1
 

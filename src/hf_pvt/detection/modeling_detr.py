@@ -15,7 +15,7 @@ from transformers import DetrConfig
 from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
 from transformers.utils.generic import can_return_tuple
 
-from .roi_pooling import at_least_float32
+from .parts.roi_pooling import at_least_float32
 
 # What of the published configuration is not Transformers' default. An image is padded to multiples of `size_divisor`,
 # which the backbone sees though the attention does not: the scripts in examples/ read it of the configuration.

@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from ..drawn_layers import Drawn
-from .atss_assigner import centres_of
+from ..heads.initialized_layers import Drawn
 from .configuration_gfl import GflConfig
-from .ground_truth import Size
-from .loss_terms import LossTerm
 from .modeling_adaptive_detector import (
     AdaptiveDetector,
     AdaptiveHead,
@@ -24,7 +21,10 @@ from .modeling_adaptive_detector import (
     positives_of,
 )
 from .modeling_dense_detector import Matched, Predictions
-from .torchvision_ops import torchvision_ops
+from .parts.atss_assigner import centres_of
+from .parts.ground_truth import Size
+from .parts.loss_terms import LossTerm
+from .parts.torchvision_ops import torchvision_ops
 
 # Of the terms of box and distribution; the labels' has 1.
 BOX_WEIGHT, DISTRIBUTION_WEIGHT = 2.0, 0.25

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .assigners import IoUAssigner
-from .box_coder import decode, encode
-from .box_head import BoxHead
 from .configuration_mask_rcnn import MaskRcnnConfig
-from .ground_truth import GroundTruth, Size
-from .loss_terms import LossTerm
-from .mask_head import MaskHead
 from .modeling_two_stage_detector import TwoStageDetector
-from .region_samples import RegionSamples
-from .suppression import Detections, detect
+from .parts.assigners import IoUAssigner
+from .parts.box_coder import decode, encode
+from .parts.box_head import BoxHead
+from .parts.ground_truth import GroundTruth, Size
+from .parts.loss_terms import LossTerm
+from .parts.mask_head import MaskHead
+from .parts.region_samples import RegionSamples
+from .parts.suppression import Detections, detect
 
 
 class MaskRcnnForInstanceSegmentation(TwoStageDetector):

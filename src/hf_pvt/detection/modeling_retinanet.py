@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..drawn_layers import RARE_AT_FIRST, DrawnConv2d
-from .anchors import per_anchor
-from .assigners import IoUAssigner
-from .box_coder import encode
+from ..heads.feature_pyramid import ConvolvedNeck
+from ..heads.initialized_layers import RARE_AT_FIRST, DrawnConv2d
 from .configuration_retinanet import RetinaNetConfig
-from .loss_terms import LossTerm
 from .modeling_dense_detector import DenseDetector, Matched
-from .necks import ConvolvedNeck
+from .parts.anchors import per_anchor
+from .parts.assigners import IoUAssigner
+from .parts.box_coder import encode
+from .parts.loss_terms import LossTerm
 
 
 class RetinaNetHead(nn.Module):

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..drawn_layers import DrawnLayer
-from ..feature_pyramid import FeaturePyramid
-from .box_coder import decode
+from ..heads.feature_pyramid import FeaturePyramid
+from ..heads.initialized_layers import DrawnLayer
 from .configuration_sparse_rcnn import SparseRcnnConfig
-from .dynamic_head import DynamicHead
-from .ground_truth import GroundTruth, Size
-from .loss_terms import LossTerm
 from .modeling_detector import Detector
-from .roi_pooling import at_least_float32, pool_boxes
-from .set_matching import SetMatcher
-from .suppression import Detections
-from .torchvision_ops import torchvision_ops
+from .parts.box_coder import decode
+from .parts.dynamic_head import DynamicHead
+from .parts.ground_truth import GroundTruth, Size
+from .parts.loss_terms import LossTerm
+from .parts.roi_pooling import at_least_float32, pool_boxes
+from .parts.set_matching import SetMatcher
+from .parts.suppression import Detections
+from .parts.torchvision_ops import torchvision_ops
 
 # At first every proposal is the whole image: centre x, centre y, width, height.
 WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)

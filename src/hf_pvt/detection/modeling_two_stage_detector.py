@@ -10,17 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .assigners import IoUAssigner
-from .configuration_two_stage import TwoStageConfig
-from .ground_truth import GroundTruth
-from .loss_terms import LossTerm
-from .mask_head import mask_loss, mask_targets
+from ..heads.feature_pyramid import PooledNeck
+from .configuration_detector import TwoStageConfig
 from .modeling_detector import Detector
-from .necks import PooledNeck
-from .region_proposals import RegionProposalNetwork
-from .region_samples import RegionSamples, sample_regions
-from .roi_pooling import at_least_float32, pool_boxes
-from .samplers import RandomSampler
+from .parts.assigners import IoUAssigner
+from .parts.ground_truth import GroundTruth
+from .parts.loss_terms import LossTerm
+from .parts.mask_head import mask_loss, mask_targets
+from .parts.region_proposals import RegionProposalNetwork
+from .parts.region_samples import RegionSamples, sample_regions
+from .parts.roi_pooling import at_least_float32, pool_boxes
+from .parts.samplers import RandomSampler
 
 
 class TwoStageDetector(Detector):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..coco_masks import encode_mask
-from .mask_pasting import paste_masks, pasted_windows
+from .coco_masks import encode_mask
+from .parts.mask_pasting import paste_masks, pasted_windows
 
 Size = tuple[int, int]  # height, width
 

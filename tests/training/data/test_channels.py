@@ -23,7 +23,7 @@ from training.label_values import LabelValues
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation, pipeline
 
 import hf_pvt
-from hf_pvt.image_processing_pvt import channel_statistics
+from hf_pvt.images.image_processing_pvt import channel_statistics
 
 GENERATOR = np.random.default_rng(0)
 LEVELS = (6_000, 40_000)  # of 65,535: in 8 bits 23 and 156, clipped to 8 bits white and white

@@ -13,7 +13,7 @@ from families import MASK_RCNN, RETINANET
 from script_runs import weights
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from hf_pvt.coco_masks import encode_mask
+from hf_pvt.detection.coco_masks import encode_mask
 
 NUMBER = datasets.Value("float32")
 ENCODING = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}

@@ -14,7 +14,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from families import FAMILIES
 from paths import ROOT, SUPPORT
 
-from hf_pvt.modeling_pyramid import PyramidPreTrainedModel
+from hf_pvt.pyramid.modeling_pyramid import PyramidPreTrainedModel
 
 CONFIGS = ROOT / "examples" / "configs"
 SBATCH = ROOT / "examples" / "slurm" / "train.sbatch"

@@ -21,7 +21,7 @@ from training.detectors import open_detector
 from training.launch import TrainingError
 from transformers import AutoModelForObjectDetection, DetrForObjectDetection
 
-from hf_pvt.coco_masks import draw_mask, encode_mask
+from hf_pvt.detection.coco_masks import draw_mask, encode_mask
 
 KINDS = (RETINANET, MASK_RCNN)
 FILE = "model.safetensors"

@@ -33,9 +33,9 @@ from training.scene_augmentation import PhotometricDistortion, RandomCrop, Rando
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import hf_pvt
-from hf_pvt.drawing import side_by_side
+from hf_pvt.drawing.segmentations import side_by_side
+from hf_pvt.heads.synchronized_batch_norm import SynchronizedBatchNorm2d
 from hf_pvt.metrics import MeanIoU
-from hf_pvt.synchronized_batch_norm import SynchronizedBatchNorm2d
 
 NAMES = ["sky", "wall", "tree"]
 LABELS = LabelValues(NAMES, [0, 1, 2], frozenset({255}))

@@ -1,0 +1,1 @@
+"""What detectors are built of, each file one part. Legend: see `detection`."""

@@ -1,0 +1,1 @@
+"""Pictures: labels, objects, attention and feature maps on an image."""

@@ -1,0 +1,1 @@
+"""What stands on a pyramid's maps: feature pyramids, Semantic FPN, and their layers."""

@@ -1,0 +1,1 @@
+"""The authors' checkpoints: their layouts, and `load_original`, which reads them."""
