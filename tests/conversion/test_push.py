@@ -1,17 +1,23 @@
 """convert.py --push-to-hub against the stand-in for the Hub: what arrives, what comes back, and every fault.
 
-The commands run in one process that knows the loopback server as the Hub; reading back happens in a fresh one.
+The client knows the loopback server as the Hub; reading back happens in a fresh process.
 """
 
+import contextlib
+import io
 import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import convert
+import export_original
+import huggingface_hub
 import pytest
 import torch
 from conversion_runs import SCRIPTS, checkpoint, tiny
@@ -22,51 +28,36 @@ from transformers import AutoModelForSemanticSegmentation
 
 import hf_pvt
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.slow
 
 TAG = f"v{hf_pvt.__version__}"
-
-# Commands as lines of JSON in, their exit status and output as lines of JSON out. Waiting between the client's own
-# tries is skipped.
-WORKER = """
-import contextlib, io, json, os, sys, time, traceback
-sys.path.insert(0, sys.argv[1])
-import convert, export_original
-time.sleep = lambda seconds: None
-for line in sys.stdin:
-    task = json.loads(line)
-    os.environ.pop("HF_TOKEN", None)
-    os.environ.update({"HF_TOKEN": task["token"]} if task["token"] else {})
-    sys.argv = ["command", *task["arguments"]]
-    printed, status = io.StringIO(), 0
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        try:
-            {"convert": convert, "export_original": export_original}[task["script"]].main()
-        except SystemExit as ended:
-            status = ended.code
-        except Exception:
-            status = traceback.format_exc()
-    print(json.dumps({"status": status, "printed": printed.getvalue()}), flush=True)
-"""
+COMMANDS = {"convert": convert, "export_original": export_original}
 
 
 @dataclass
 class Workplace:
-    """A hub, two checkpoints, and a process in which the commands run."""
+    """A hub, three checkpoints, and the commands."""
 
     hub: HubServer
     folder: Path
-    worker: subprocess.Popen[str]
 
     def run(self, *arguments: object, token: str | None = TOKEN, script: str = "convert") -> tuple[Any, str]:
         """Exit status (a sentence on failure) and output of a command."""
-        task = {"script": script, "arguments": [str(argument) for argument in arguments], "token": token}
-        assert self.worker.stdin and self.worker.stdout
-        self.worker.stdin.write(json.dumps(task) + "\n")
-        self.worker.stdin.flush()
-        result = json.loads(self.worker.stdout.readline())
-        assert TOKEN not in result["printed"] and TOKEN not in str(result["status"])
-        return result["status"], result["printed"]
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [script, *map(str, arguments)])
+            patch.setattr(time, "sleep", lambda seconds: None)  # between the client's own tries
+            patch.delenv("HF_TOKEN", raising=False)
+            if token:
+                patch.setenv("HF_TOKEN", token)
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                try:
+                    COMMANDS[script].main()
+                    status: Any = 0
+                except SystemExit as ended:
+                    status = ended.code
+        assert TOKEN not in printed.getvalue() and TOKEN not in str(status)
+        return status, printed.getvalue()
 
     def push(self, repo_id: str, *flags: str, source: str = "pvt_v2.pth", token: str | None = TOKEN) -> tuple[Any, str]:
         """Convert and push; every repository has a folder of its own."""
@@ -98,15 +89,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     checkpoint(tiny(PVT_V2), folder / "pvt_v2.pth")
     checkpoint(tiny(PVT_V2, "segmenter"), folder / "pvt_v2_fpn.pth")
     checkpoint(tiny(P2T, "segmenter"), folder / "p2t_fpn.pth")
-    with HubServer() as hub:
-        command = [sys.executable, "-c", WORKER, str(SCRIPTS)]
-        environment = hub.environment(folder) | {"OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        ) as worker:
-            yield Workplace(hub, folder, worker)
-            assert worker.stdin
-            worker.stdin.close()
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        for name, value in hub.constants(folder).items():
+            patch.setattr(huggingface_hub.constants, name, value)
+        yield Workplace(hub, folder)
 
 
 def test_push(workplace: Workplace) -> None:
@@ -318,6 +304,7 @@ def test_somebody_else_commits(workplace: Workplace) -> None:
     assert repo.files()["images/new.txt"] == b"a change" and repo.files()["theirs.txt"] == b"theirs"
 
 
+@pytest.mark.processes
 def test_no_hub(workplace: Workplace, tmp_path: Path) -> None:
     """Nobody listens there."""
     environment = workplace.hub.environment(tmp_path) | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN}
@@ -368,6 +355,7 @@ torch.save(
 """
 
 
+@pytest.mark.processes
 def test_read_back(workplace: Workplace, tmp_path: Path) -> None:
     """Auto classes, processor, pipelines, the tag, a snapshot, and the code of the cards themselves."""
     assert workplace.push("org/read")[0] == 0
@@ -426,6 +414,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.processes
 def test_pinned_code(workplace: Workplace, tmp_path: Path) -> None:
     """Where hf_pvt is missing, the tag's code runs, whatever the branch holds by then."""
     assert workplace.push("org/pinned-code", "--accept-noncommercial-license", source="p2t_fpn.pth")[0] == 0

@@ -68,6 +68,19 @@ class HubServer(Hub):
         self.server.shutdown()
         self.server.server_close()
 
+    def constants(self, folder: Path) -> dict[str, Any]:
+        """The client's constants for this process, as `environment` makes them for another."""
+        return {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(folder / "hub"),
+            "HF_XET_CACHE": str(folder / "xet"),
+            "HF_TOKEN_PATH": str(folder / "token"),
+            "HF_STORED_TOKENS_PATH": str(folder / "stored_tokens"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+        }
+
     def environment(self, folder: Path) -> dict[str, str]:
         """For a process that talks to this server only and keeps its cache in `folder`. Has no token."""
         foreign = ("HF_", "HUGGING", "TRANSFORMERS_")
