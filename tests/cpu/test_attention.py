@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_pvt import pack_for_cpu
-from hf_pvt.cpu import cpu_inference, query_bands
+from hf_pvt.cpu import query_bands, row_bands
 from hf_pvt.pyramid import layers
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
@@ -32,7 +32,7 @@ def banded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(query_bands, "has_fast_blas", lambda: False)
     monkeypatch.setattr(query_bands, "MIN_SCORES", 1)
     monkeypatch.setattr(query_bands, "MIN_QUERY_BYTES", 1)
-    for module in (query_bands, cpu_inference):
+    for module in (query_bands, row_bands):
         monkeypatch.setattr(module, "BAND_BYTES", 2**12)
     return calls
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 import hf_pvt
-from hf_pvt.cpu import cpu_inference, cpu_training, query_bands
+from hf_pvt.cpu import banded_feed_forward, onednn_linear, plain_calls, query_bands, row_bands
 from hf_pvt.pyramid import feed_forward
 
 FAMILY = {family.name: family for family in (*FAMILIES, PVT_V2_LINEAR)}
@@ -58,7 +58,11 @@ def outputs(model: nn.Module, pixel_values: Tensor) -> list[Tensor]:
 
 def plain(model: nn.Module, pixel_values: Tensor) -> list[Tensor]:
     """The ordinary path's outputs."""
-    with torch.enable_grad(), patch.object(cpu_training, "is_eager", lambda tokens: False):
+    with (
+        torch.enable_grad(),
+        patch.object(plain_calls, "is_eager", lambda tokens: False),
+        patch.object(query_bands, "is_eager", lambda tokens: False),
+    ):
         return outputs(model, pixel_values)
 
 
@@ -82,14 +86,14 @@ def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
 def bands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape of the tokens of every feed-forward that goes through in bands; bands are small."""
     calls: list[tuple[int, ...]] = []
-    banded = cpu_inference.in_row_bands
+    banded = row_bands.in_row_bands
 
     def spy(*args: Any) -> Tensor:
         calls.append(tuple(args[2].shape))
         return banded(*args)
 
     monkeypatch.setattr(feed_forward, "in_row_bands", spy)
-    monkeypatch.setattr(cpu_inference, "BAND_BYTES", 2**12)
+    monkeypatch.setattr(row_bands, "BAND_BYTES", 2**12)
     return calls
 
 
@@ -105,7 +109,7 @@ def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return convolution(feature_map, *args)
 
     monkeypatch.setattr(torch, "conv2d", spy)
-    monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", 1)
+    monkeypatch.setattr(onednn_linear, "MIN_ONEDNN_TOKENS", 1)
     return calls
 
 
@@ -124,9 +128,9 @@ PATHS: dict[str, tuple[int, int, tuple[int, ...]]] = {
 def test_same_numbers(family: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the bands lie. In float64 to the last digits: in float32 nothing but rounding differs."""
     band_bytes, min_tokens, shape = PATHS[path]
-    monkeypatch.setattr(cpu_inference, "BAND_BYTES", band_bytes)
-    monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", min_tokens)
-    monkeypatch.setattr(cpu_inference, "keep_bands_on_the_heap", lambda: None)  # HUGE is more than there is
+    monkeypatch.setattr(row_bands, "BAND_BYTES", band_bytes)
+    monkeypatch.setattr(onednn_linear, "MIN_ONEDNN_TOKENS", min_tokens)
+    monkeypatch.setattr(row_bands, "keep_bands_on_the_heap", lambda: None)  # HUGE is more than there is
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
         pixel_values = images(*shape, dtype=dtype)
         expected = plain(tiny(family, dtype), pixel_values)
@@ -139,7 +143,7 @@ def test_row_bands(halo: int) -> None:
     for batch, height, width, limit in itertools.product((1, 3, 5), (1, 2, 7, 12), (1, 5), (1, 40, 100, 10**6)):
         case = batch, height, width, limit
         times = torch.zeros(batch, height)
-        for band in cpu_inference.row_bands(batch, (height, width), 4, halo, limit):
+        for band in row_bands.row_bands(batch, (height, width), 4, halo, limit):
             rows = range(*band.rows.indices(height))
             times[band.images, band.rows] += 1
             assert band.outer == slice(max(rows.start - halo, 0), min(rows.stop + halo, height)), case
@@ -211,9 +215,9 @@ TOKENS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def are_plain(tokens: Tensor, *modules: nn.Module) -> list[bool]:
     """What is asked of the modules, the first of which holds the others; a survey before does not change it."""
-    answers = [cpu_inference.is_plain_inference(tokens, module) for module in modules]
-    with cpu_inference.survey(modules[0], tokens):
-        assert [cpu_inference.is_plain_inference(tokens, module) for module in modules] == answers
+    answers = [plain_calls.is_plain_inference(tokens, module) for module in modules]
+    with plain_calls.survey(modules[0], tokens):
+        assert [plain_calls.is_plain_inference(tokens, module) for module in modules] == answers
     return answers
 
 
@@ -258,8 +262,8 @@ def test_a_touched_part_and_what_holds_it_are_not_plain(touch: str) -> None:
     with torch.no_grad():
         answers = are_plain(torch.zeros(1, 2, 4), whole, group, touched, sibling, other)
     assert answers == [False, False, False, True, True]
-    assert cpu_inference.is_unwatched(touched) == (touch == "training mode")
-    assert cpu_training.is_plain_training(torch.zeros(1, 2, 4), whole) == (touch == "training mode")
+    assert plain_calls.is_unwatched(touched) == (touch == "training mode")
+    assert plain_calls.is_plain_training(torch.zeros(1, 2, 4), whole) == (touch == "training mode")
 
 
 @pytest.mark.parametrize("circumstance", ["autocast", "global hook", "global pre-hook"])
@@ -531,12 +535,12 @@ def test_the_expanded_activation_is_never_held_whole(
     family: str, batch: int, fast_blas: bool, bands: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the fast paths nothing is larger than the images themselves, whatever this processor is."""
-    for module in (query_bands, cpu_training):
+    for module in (query_bands, onednn_linear):
         monkeypatch.setattr(module, "has_fast_blas", lambda: fast_blas)
-    for module in (cpu_inference, query_bands, cpu_training):
+    for module in (row_bands, query_bands, banded_feed_forward):
         monkeypatch.setattr(module, "BAND_BYTES", 2**16)
-    monkeypatch.setattr(cpu_training, "KEPT_BYTES", 2**16)
-    monkeypatch.setattr(cpu_inference, "LARGEST_HEAP_BLOCK", 2**16)  # never touched, so it takes no memory
+    monkeypatch.setattr(banded_feed_forward, "KEPT_BYTES", 2**16)
+    monkeypatch.setattr(row_bands, "LARGEST_HEAP_BLOCK", 2**16)  # never touched, so it takes no memory
     model = FAMILY[family].model(FAMILY[family].tiny_config(mlp_ratios=(8, 8, 8, 8), depths=(1, 1, 1, 1))).eval()
     pixel_values = images(batch, 3, 256, 256)
     with LargestTensor() as ordinary:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import hf_pvt
 from benchmarks.training_memory import saved_storages
-from hf_pvt.cpu import cpu_inference, cpu_training
+from hf_pvt.cpu import banded_feed_forward, onednn_linear, plain_calls, query_bands
 from hf_pvt.pyramid import feed_forward, layers
 from hf_pvt.pyramid.feed_forward import ConvFeedForward
 
@@ -46,10 +46,10 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return function(*args)
 
     monkeypatch.setattr(feed_forward, "feed_forward", spy)
-    monkeypatch.setattr(cpu_training, "BAND_BYTES", 1)
-    monkeypatch.setattr(cpu_training, "KEPT_BYTES", 1)
-    monkeypatch.setattr(cpu_inference, "MIN_ONEDNN_TOKENS", 1)
-    monkeypatch.setattr(cpu_training, "has_fast_blas", lambda: False)  # whatever this processor is
+    monkeypatch.setattr(banded_feed_forward, "BAND_BYTES", 1)
+    monkeypatch.setattr(banded_feed_forward, "KEPT_BYTES", 1)
+    monkeypatch.setattr(onednn_linear, "MIN_ONEDNN_TOKENS", 1)
+    monkeypatch.setattr(onednn_linear, "has_fast_blas", lambda: False)  # whatever this processor is
     return calls
 
 
@@ -97,7 +97,7 @@ def test_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In float64 the ordinary path's to the last digits, in float32 to 1e-5 of them; so is a batch of one image."""
-    monkeypatch.setattr(cpu_training, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(banded_feed_forward, "KEPT_BYTES", kept_bytes)
     model, images = tiny(family), torch.randn(BATCH, 3, *size)
     double = copy.deepcopy(model).double()
     for batch in (images, images[:1]):
@@ -168,7 +168,7 @@ def test_second_derivative_under_autocast(taken: list[tuple[int, ...]]) -> None:
 @pytest.mark.parametrize("kept_bytes", [1, 4 * GRID[0] * GRID[1] * EXPANDED], ids=["rows", "images"])
 def test_what_is_kept(kept_bytes: int, taken: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens, and of small images one expanded activation; the ordinary path keeps four of any."""
-    monkeypatch.setattr(cpu_training, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(banded_feed_forward, "KEPT_BYTES", kept_bytes)
     module, tokens = small_feed_forward(torch.float32)
     narrow, wide = (4 * BATCH * GRID[0] * GRID[1] * dim for dim in (CHANNELS, EXPANDED))
     with saved_storages(module) as kept:
@@ -214,7 +214,7 @@ def test_used_twice(taken: list[tuple[int, ...]]) -> None:
 @pytest.mark.parametrize("grid", [(1, 1), (2, 5), (3, 5), (1, 6)], ids=str)
 def test_low_maps(grid: tuple[int, int], taken: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps lower than the filters are made as high for the convolution, no others, and the gradients are the same."""
-    monkeypatch.setattr(cpu_training, "KEPT_BYTES", 2**30)
+    monkeypatch.setattr(banded_feed_forward, "KEPT_BYTES", 2**30)
     heights: list[int] = []
     convolution = F.conv2d
 
@@ -236,11 +236,11 @@ def test_low_maps(grid: tuple[int, int], taken: list[tuple[int, ...]], monkeypat
 @pytest.mark.parametrize("fast_blas", [True, False])
 def test_linears_by_the_faster_library(fast_blas: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward."""
-    monkeypatch.setattr(cpu_training, "has_fast_blas", lambda: fast_blas)
-    tokens = torch.randn(2, cpu_inference.MIN_ONEDNN_TOKENS, CHANNELS, requires_grad=True)
+    monkeypatch.setattr(onednn_linear, "has_fast_blas", lambda: fast_blas)
+    tokens = torch.randn(2, onednn_linear.MIN_ONEDNN_TOKENS, CHANNELS, requires_grad=True)
     layer = nn.Linear(CHANNELS, CHANNELS)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        cpu_training.linear(layer, tokens).sum().backward()
+        onednn_linear.linear(layer, tokens).sum().backward()
     of_blas, of_onednn = {"aten::addmm", "aten::mm"}, {"aten::mkldnn_convolution", "aten::convolution_backward"}
     called = {event.key for event in profiler.key_averages()}
     assert called & (of_blas | of_onednn) == (of_blas if fast_blas else of_onednn)
@@ -249,9 +249,9 @@ def test_linears_by_the_faster_library(fast_blas: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("vendor, fast", [("GenuineIntel", True), ("AuthenticAMD", False)])
 def test_whose_processor(vendor: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    monkeypatch.setattr(cpu_inference.Path, "exists", lambda path: True)
-    monkeypatch.setattr(cpu_inference.Path, "read_text", lambda path: f"vendor_id\t: {vendor}\n")
-    assert cpu_inference.has_fast_blas.__wrapped__() is fast
+    monkeypatch.setattr(plain_calls.Path, "exists", lambda path: True)
+    monkeypatch.setattr(plain_calls.Path, "read_text", lambda path: f"vendor_id\t: {vendor}\n")
+    assert plain_calls.has_fast_blas.__wrapped__() is fast
 
 
 FROZEN = {"dense2": ["dense2"], "filters": ["dwconv"], "before": ["dense1"], "all but dense2": ["dense1", "dwconv"]}
@@ -346,17 +346,17 @@ def test_transforms(taken: list[tuple[int, ...]]) -> None:
 
 def test_attention_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 of few keys only, and with gradients that are no worse than the fused attention's."""
-    monkeypatch.setattr(cpu_training, "has_products", lambda dtype: True)  # whatever this processor is
+    monkeypatch.setattr(query_bands, "has_products", lambda dtype: True)  # whatever this processor is
     torch.manual_seed(0)
     shapes = [(2, 4, length, 16) for length in (64, 49, 49)]
     double = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     half = [tensor.detach().bfloat16().requires_grad_() for tensor in double]
-    many = torch.randn(2, 4, cpu_training.MOST_KEYS + 1, 16).bfloat16()
-    assert cpu_training.gains_written_out(half[1])
-    assert not cpu_training.gains_written_out(many)
-    assert not cpu_training.gains_written_out(half[1].float())
+    many = torch.randn(2, 4, query_bands.MOST_KEYS + 1, 16).bfloat16()
+    assert query_bands.gains_written_out(half[1])
+    assert not query_bands.gains_written_out(many)
+    assert not query_bands.gains_written_out(half[1].float())
     with torch.no_grad():
-        assert not cpu_training.gains_written_out(half[1])
+        assert not query_bands.gains_written_out(half[1])
 
     def error(attention: Callable[..., Tensor]) -> float:
         outputs = [attention(*tensors) for tensors in (half, double)]

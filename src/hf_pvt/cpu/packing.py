@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .cpu_inference import is_untouched
-from .query_bands import has_products
+from .plain_calls import has_products, is_untouched
 
 logger = logging.get_logger(__name__)
 

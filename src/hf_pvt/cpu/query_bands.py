@@ -1,10 +1,13 @@
-"""Attention for inference on a CPU: the same numbers, faster, and without its full-size intermediates.
+"""Attention on a CPU: the same numbers, faster, and without its full-size intermediates.
 
 A band of queries is projected, mixed with all keys and values, and projected back: queries and mixed values exist for
 one band only. PyTorch's own kernel multiplies its tiles by the BLAS. Where that is slow, oneDNN multiplies a band with
 all keys and with all values, one head after another, and bands are small enough that scores stay in the cache. On
 Intel's processors PyTorch's kernel is the quicker one, by 3 to 20% of a forward: there bands are large, and only for
 images whose queries are. `python -m benchmarks` measures it.
+
+In training PyTorch's fused attention is slow in bfloat16, its backward above all: written out, a step is a tenth
+faster.
 
 Legend: see `layers`; R queries of a band.
 """
@@ -15,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cpu_inference import has_fast_blas, keep_bands_on_the_heap
+from .plain_calls import has_fast_blas, has_products, is_eager
+from .row_bands import BAND_BYTES, keep_bands_on_the_heap
 
-# Scores of one head and band, or queries of one band, in bytes: small enough for the cache, large enough to keep the
-# calls few.
-BAND_BYTES = 4 * 2**20
 # Scores of one image and head: below, the calls cost more than oneDNN's products gain.
 MIN_SCORES = 80_000
+# Keys of an attention that is written out, at most: four times the dimension of a head in all published variants.
+MOST_KEYS = 256
 # Queries of a batch, in bytes: below, PyTorch's kernel takes them all at once.
 MIN_QUERY_BYTES = 8 * 2**20
 
@@ -37,11 +40,18 @@ def pays_off(tokens: Tensor, reduced: Tensor) -> bool:
     return tokens.shape[1] * reduced.shape[1] >= MIN_SCORES
 
 
-def has_products(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has oneDNN's operators, and this CPU the type."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def gains_written_out(key: Tensor) -> bool:
+    """Whether products and a softmax train sooner than PyTorch's fused attention: in bfloat16, with few keys.
+
+    Of more, the weights (B, heads, N, M) that they keep would be larger than the feed-forward's expanded activation.
+    """
+    return (
+        key.dtype == torch.bfloat16
+        and torch.is_grad_enabled()
+        and is_eager(key)
+        and key.shape[2] <= MOST_KEYS
+        and has_products(key.dtype)
+    )
 
 
 def in_query_bands(

@@ -1,6 +1,6 @@
 """The feed-forwards of the pyramid's blocks: plain in PVT, convolutional in PVTv2 and P2T.
 
-On a CPU both are computed in bands of rows: see `cpu_inference` and `cpu_training`.
+On a CPU both are computed in bands of rows: see `row_bands` for inference, `banded_feed_forward` for training.
 
 Legend: see `layers`.
 """
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cpu.cpu_inference import activate_in_place, in_row_bands, is_plain_inference
-from ..cpu.cpu_training import feed_forward, is_plain_training, linear
+from ..cpu.banded_feed_forward import feed_forward
+from ..cpu.onednn_linear import linear
 from ..cpu.packing import PackedLinear
+from ..cpu.plain_calls import is_plain_inference, is_plain_training
+from ..cpu.row_bands import activate_in_place, in_row_bands
 from .layers import Grid, map_to_tokens, tokens_to_map
 
 Activate = Callable[[nn.Module, Tensor], Tensor]

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..cpu.cpu_inference import is_plain_inference
-from ..cpu.cpu_training import gains_written_out, linear
+from ..cpu.onednn_linear import linear
 from ..cpu.packing import PackedLinear
-from ..cpu.query_bands import in_query_bands, pays_off
+from ..cpu.plain_calls import is_plain_inference
+from ..cpu.query_bands import gains_written_out, in_query_bands, pays_off
 
 Grid = tuple[int, int]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..cpu.cpu_inference import survey
+from ..cpu.plain_calls import survey
 from .feed_forward import FeedForward
 from .layers import DropPath, Grid, PatchEmbedding, ReducedAttention, tokens_to_map
 

@@ -1,18 +1,12 @@
-"""What trains on a CPU sooner and in less memory: linears, feed-forwards, attention in bfloat16.
+"""Feed-forwards for training, in bands of rows: sooner and in less memory.
 
-1. A linear over channels-last tokens is a 1x1 convolution, as in inference (`cpu_inference`), and so are both products
-   of its backward. On AMD that halves the time of float32's linears, which are two thirds of a step; on Intel it takes
-   a twentieth longer than the BLAS, so there linears stay linears.
-2. A feed-forward keeps two expanded activations for its backward, a convolutional one three, P2T's four: most of what a
-   step keeps. `feed_forward` keeps one, the first linear's output, and of large images none. It computes the rest anew
-   in bands of images or rows that stay in the cache, as in inference. At 512 pixels with checkpointing the peak beyond
-   weights and optimizer falls by two fifths in float32, and the time rises by a twentieth.
-3. In bfloat16 PyTorch's fused attention is slow, its backward above all: written out, a step is a tenth faster.
+A feed-forward keeps two expanded activations for its backward, a convolutional one three, P2T's four: most of what a
+step keeps. `feed_forward` keeps one, the first linear's output, and of large images none. It computes the rest anew in
+bands of images or rows that stay in the cache, as in inference (`row_bands`). At 512 pixels with checkpointing the peak
+beyond weights and optimizer falls by two fifths in float32, and the time rises by a twentieth. `python -m
+benchmarks.training` measures the whole.
 
-`python -m benchmarks.training` measures the whole. What is not plain (compilation, export, hooks, wrapped or quantised
-layers, transforms of `torch.func`) takes the ordinary path.
-
-Legend: B batch, H x W grid, N = H*W tokens, M keys, C channels, E expanded channels.
+Legend: B batch, H x W grid, N = H*W tokens, C channels, E expanded channels, R rows of a band.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,84 +15,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
-from torch.nn import functional as F
 
-from .cpu_inference import (
-    BAND_BYTES,
-    RowBand,
-    as_convolution,
-    column_map,
-    has_enough_tokens,
-    has_fast_blas,
-    is_eager,
-    is_plain_inference,
-    is_unwatched,
-    row_bands,
-)
-from .cpu_inference import linear as inference_linear
-from .packing import PackedLinear
-from .query_bands import has_products
+from .onednn_linear import product, product_gradients
+from .row_bands import BAND_BYTES, RowBand, row_bands
 
 # Expanded activation of one image, in bytes, up to which it is kept for the backward.
 KEPT_BYTES = 8 * 2**20
-# Of an attention that is written out: four times the dimension of a head in all published variants.
-MOST_KEYS = 256
 
 # What a feed-forward does between its linears, for a grid, (B, N, E) and its filters.
 Spread = Callable[..., Tensor]
-
-
-def is_plain_training(tokens: Tensor, module: nn.Module) -> bool:
-    """Whether this is eager on the CPU, without transforms, and nobody watches or replaces a part of `module`."""
-    return (
-        is_eager(tokens)
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and all(map(is_unwatched, module.modules()))
-        and tokens.is_contiguous()
-    )
-
-
-def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
-    """`layer(tokens)` for a linear layer and tokens (B, N, C), in training and in inference."""
-    if type(layer) is nn.Linear and torch.is_grad_enabled() and is_plain_training(tokens, layer):
-        return product(tokens, layer.weight, layer.bias)
-    if type(layer) is PackedLinear and tokens.dtype == layer.dtype and is_plain_inference(tokens, layer):
-        return layer.multiply(tokens)  # without a module's call, a tenth of a small product
-    return inference_linear(layer, tokens)
-
-
-def product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` of contiguous tokens (B, N, C)."""
-    if gains_as_convolution(tokens, weight):
-        return as_convolution(tokens, weight, bias)
-    return F.linear(tokens, weight, bias)
-
-
-def gains_as_convolution(tokens: Tensor, weight: Tensor) -> bool:
-    """In float32, that is; bfloat16 goes to oneDNN either way."""
-    return (
-        tokens.dtype == torch.float32 == weight.dtype
-        and not has_fast_blas()
-        and not torch.is_autocast_enabled("cpu")
-        and has_enough_tokens(tokens)
-    )
-
-
-def gains_written_out(key: Tensor) -> bool:
-    """Whether products and a softmax train sooner than PyTorch's fused attention: in bfloat16, with few keys.
-
-    Of more, the weights (B, heads, N, M) that they keep would be larger than the feed-forward's expanded activation.
-    """
-    return (
-        key.dtype == torch.bfloat16
-        and torch.is_grad_enabled()
-        and is_eager(key)
-        and key.shape[2] <= MOST_KEYS
-        and has_products(key.dtype)
-    )
 
 
 class FeedForward(Protocol):
@@ -210,10 +136,10 @@ def _gradients(
         expanded = band.keep(spread(band.grid, *leaves))
     edge, expanded = get_gradient_edge(expanded), expanded.detach()
     of_output = of_outputs[band.images, band.rows].flatten(1, 2)
-    of_expanded, *of_dense2 = _product_gradients(of_output, expanded, weight2)
+    of_expanded, *of_dense2 = product_gradients(of_output, expanded, weight2)
     del expanded  # before the others of its size come: the edge holds the graph without it
     of_hidden, *of_filters = torch.autograd.grad(edge, leaves, of_expanded)
-    of_tokens, *of_dense1 = _product_gradients(of_hidden, band.tokens(maps), weight1)
+    of_tokens, *of_dense1 = product_gradients(of_hidden, band.tokens(maps), weight1)
     return [of_tokens, *of_dense1, *of_dense2, *of_filters]
 
 
@@ -222,18 +148,6 @@ def _expand(band: RowBand, maps: Tensor, hidden: Tensor | None, weight: Tensor, 
     if hidden is None:
         return product(band.tokens(maps), weight, bias)
     return band.tokens(hidden.view(*maps.shape[:3], -1))
-
-
-def _product_gradients(gradient: Tensor, tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of the tokens, the weight and the bias of `product`."""
-    if gains_as_convolution(tokens, weight):
-        maps = column_map(gradient), column_map(tokens)
-        of_map, of_filters, of_bias = torch.ops.aten.convolution_backward(
-            *maps, weight[:, :, None, None], [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True] * 3
-        )
-        return of_map.permute(0, 2, 3, 1).reshape(tokens.shape), of_filters.view(weight.shape), of_bias
-    rows = gradient.flatten(0, 1)  # (b*N, C_out)
-    return gradient @ weight, rows.t() @ tokens.flatten(0, 1), rows.sum(0)
 
 
 def _differentiable_gradients(
