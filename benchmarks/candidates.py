@@ -38,8 +38,8 @@ def packed(model: str, size: int, batch: int, dtype: torch.dtype = torch.float32
 
 def in_type(model: nn.Module, dtype: torch.dtype, memory_format: Any = torch.preserve_format) -> Forward:
     """A model that converts its weights once and its images in each call."""
-    model = model.to(dtype, memory_format=memory_format)
-    return lambda images: model(images.to(dtype, memory_format=memory_format))
+    converted: Any = model.to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
+    return lambda images: converted(images.to(dtype, memory_format=memory_format))
 
 
 def timm_model(model: str) -> nn.Module:

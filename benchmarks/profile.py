@@ -27,7 +27,7 @@ from .tables import header, line
 from .training import Case, training_step
 
 MODEL = "pvt-v2-b2"
-FORWARDS = (("packed", 224, 1), ("packed", 512, 1), ("packed", 1024, 1))
+FORWARDS: tuple[tuple[str, int, int], ...] = (("packed", 224, 1), ("packed", 512, 1), ("packed", 1024, 1))
 FORWARDS += tuple((f"{candidate} bf16", size, batch) for candidate, size, batch in FORWARDS)
 STEPS = (Case(224, 8, "float32"), Case(224, 8, "bfloat16"), Case(32, 64, "bfloat16"))
 REPETITIONS, WARM_UP = 5, 3

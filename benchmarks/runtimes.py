@@ -90,7 +90,7 @@ def measure(candidate: str, folder: Path) -> dict[str, float]:
     forward, medians = forward_of(candidate, folder), {}
     with torch.inference_mode():
         for size in SIZES:
-            images, seconds = torch.randn(1, 3, size, size), []
+            images, seconds = torch.randn(1, 3, size, size), list[float]()
             forward(images)
             end = time.perf_counter() + SECONDS
             while len(seconds) < 3 or time.perf_counter() < end:

@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -54,10 +54,10 @@ CASES: dict[str, list[Case]] = {model: [Case(224, 8, dtype) for dtype in DTYPES]
 }
 
 
-def build(candidate: str, model: str, checkpointing: bool) -> nn.Module:
+def build(candidate: str, model: str, checkpointing: bool) -> Any:
     """A model to train; its output, or the output's `logits`, are (B, classes) or (B, labels, H/4, W/4)."""
     if candidate.startswith("timm"):
-        built = timm_model(model)
+        built: Any = timm_model(model)
         built.set_grad_checkpointing(checkpointing)
         return built.to(memory_format=torch.channels_last) if "channels-last" in candidate else built
     built = stock_transformers(model) if candidate == "transformers" else ours(model, drop_path_rate=0.0)

@@ -87,7 +87,7 @@ def layout_of(folder: Path, model: PreTrainedModel) -> Layout:
     if hasattr(model, "decode_head"):
         published = (layout for layout in LAYOUTS if layout.is_segmentation)
     elif pyramid_of(model.config) is not model.config:
-        detectors = (*DETECTOR_LAYOUTS, *DETR_LAYOUTS)
+        detectors: tuple[DetectorLayout | DetrLayout, ...] = (*DETECTOR_LAYOUTS, *DETR_LAYOUTS)
         published = (layout for layout in detectors if layout.detector == model.config.model_type)
     return next(layout for layout in published if layout.model_type == pyramid_of(model.config).model_type)
 
@@ -96,7 +96,7 @@ def content(model: PreTrainedModel, layout: Layout, weights: StateDict) -> dict[
     """What the file holds: bare weights, or with the names, and the colours, of a segmenter's or detector's labels."""
     if not (layout.is_segmentation or isinstance(layout, DetectorLayout | DetrLayout)):
         return weights
-    config = model.config
+    config: Any = model.config
     meta: dict[str, Any] = {"CLASSES": tuple(config.id2label[label] for label in range(config.num_labels))}
     if getattr(config, "palette", None):
         meta["PALETTE"] = config.palette

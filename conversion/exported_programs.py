@@ -7,6 +7,7 @@ import argparse
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from exported_file import ExportedFile
@@ -52,7 +53,7 @@ def write_programs(model: PreTrainedModel, folder: Path, pt2: bool, aoti: bool) 
     sizes = {"pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
     with torch.no_grad():
         program = torch.export.export(RawOutputs(model).eval(), (), {"pixel_values": images}, dynamic_shapes=sizes)
-    runs = {}
+    runs: dict[str, Any] = {}
     if pt2:
         torch.export.save(program, folder / PROGRAM)
         runs[PROGRAM] = torch.export.load(folder / PROGRAM).module()

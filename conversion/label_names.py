@@ -3,11 +3,10 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hf_pvt
-from hf_pvt.detection.configuration_detector import DetectorConfig
 from hf_pvt.original import labels_of
-from hf_pvt.pyramid.configuration_classes import VariantConfig
 
 # The labels of each task's benchmark (see `tasks`).
 BENCHMARK_LABELS = labels_of.BENCHMARK_LABELS | {"instance-segmentation": hf_pvt.coco_id2label}
@@ -34,10 +33,10 @@ def read_labels(path: Path, count: int) -> dict[int, str]:
     twice = sorted({name for name in content.values() if list(content.values()).count(name) > 1})
     if twice:
         raise ValueError(f"the labels file {path} gives a name to several labels: {', '.join(twice)}.")
-    return {label: content.get(label, content.get(str(label))) for label in range(count)}
+    return {int(label): name for label, name in sorted(content.items(), key=lambda item: int(item[0]))}
 
 
-def name_labels(config: VariantConfig | DetectorConfig, task: str, labels: Path | None) -> bool:
+def name_labels(config: Any, task: str, labels: Path | None) -> bool:
     """Set the names in `config` where they are given or follow from the count; whether they are the benchmark's."""
     if task == "features":
         return False
@@ -51,12 +50,12 @@ def name_labels(config: VariantConfig | DetectorConfig, task: str, labels: Path 
     return _same_names(config.id2label, benchmark)
 
 
-def has_names(config: VariantConfig | DetectorConfig) -> bool:
+def has_names(config: Any) -> bool:
     """Whether the labels are called something else than Transformers' LABEL_0 and on."""
     return any(name != f"LABEL_{label}" for label, name in config.id2label.items())
 
 
-def set_labels(config: VariantConfig | DetectorConfig, id2label: dict[int, str]) -> None:
+def set_labels(config: Any, id2label: dict[int, str]) -> None:
     config.id2label = id2label
     config.label2id = {name: label for label, name in id2label.items()}
 

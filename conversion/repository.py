@@ -5,10 +5,10 @@ A repository is written to a temporary folder beside its place, opened again, co
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -28,8 +28,10 @@ from transformers.utils.generic import ModelOutput
 from whole_folder import written_whole
 
 import hf_pvt
+from hf_pvt.detection.configuration_detector import DetectorConfig
 from hf_pvt.detection.modeling_detector import Detector
 from hf_pvt.published.variants import variant_of
+from hf_pvt.pyramid.configuration_classes import VariantConfig
 
 PROVENANCE = "conversion.json"
 # Weights of a source that no model reads, such as the classifier inside P2T's published segmenters: kept beside the
@@ -79,7 +81,7 @@ def write_repository(
         card = Card(
             repo_id=repo_id,
             task=task,
-            config=model.config,
+            config=cast(VariantConfig | DetectorConfig, model.config),
             variant=variant_of(pyramid_of(model.config).model_type, pyramid_of(model.config).to_dict()),
             parameters=model.num_parameters(),
             benchmark=benchmark,
@@ -139,7 +141,7 @@ def verify(
     in_fresh_memory(reloaded)
     again = AutoImageProcessor.from_pretrained(folder)
     (folder / "images").mkdir()
-    largest, outputs = 0.0, {}
+    largest, outputs = 0.0, dict[str, Any]()
     for photograph in PHOTOGRAPHS[task]:
         shutil.copy(photograph.path, folder / "images")
         image = photograph.open()
@@ -149,7 +151,7 @@ def verify(
         )
         largest = max(largest, *(difference(before[name], after[name]) for name in before))
         if task == "classification":
-            outputs[photograph.name] = most_likely(after.logits, model.config.id2label)
+            outputs[photograph.name] = most_likely(after.logits, cast(dict[int, str], model.config.id2label))
         elif task != "features":
             picture = draw(after, again, image, task, model.config)
             file = f"images/{Path(photograph.name).stem}-labels.jpg"
@@ -161,7 +163,7 @@ def verify(
 
 
 @torch.inference_mode()
-def output_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> ModelOutput:
+def output_of(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Any:
     output: ModelOutput = model(**batch)
     return output
 
@@ -179,7 +181,7 @@ def most_likely(logits: Tensor, id2label: dict[int, str]) -> list[dict[str, Any]
     ]
 
 
-def draw(output: ModelOutput, processor: BaseImageProcessor, image: Image.Image, task: str, config: Any) -> Image.Image:
+def draw(output: Any, processor: Any, image: Image.Image, task: str, config: Any) -> Image.Image:
     """The labels over the photograph: in colours, or as boxes and masks."""
     size = (image.height, image.width)
     if task == "segmentation":

@@ -11,6 +11,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,12 +22,12 @@ from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.transforms import v2
-from training.heap import DEFAULT_HEAP, keep_large_blocks
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PvtImageProcessor, pipeline
 from transformers.utils import logging
 
 import hf_pvt
 from hf_pvt.drawing.features import as_colours
+from hf_pvt.training.heap import DEFAULT_HEAP, keep_large_blocks
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -87,7 +88,8 @@ def feature_maps(folder: Path) -> tuple[Image.Image, tuple[Tensor, ...]]:
 def draw(images: list[Image.Image], labels: np.ndarray, predictions: list[str], folder: Path, path: Path) -> None:
     """Held-out scans with their predictions, wrong ones first and red, above the feature maps of a photograph."""
     figure = plt.figure(figsize=(15, 9), layout="constrained")
-    scans, maps = figure.subfigures(2, 1, height_ratios=(5, 3))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(5, 3))
+    scans, maps = halves
     scans.suptitle("Held-out digits and predictions")
     order = sorted(range(len(images)), key=lambda index: predictions[index] == str(labels[index]))
     for axis, index in zip(scans.subplots(4, 12).flat, order, strict=False):

@@ -20,7 +20,6 @@ from digit_scenes import LARGE, SMALL, Layout, Scene, extent, scenes
 from one_cycle import train_one_cycle
 from PIL import Image
 from torch import Tensor
-from training.heap import DEFAULT_HEAP, keep_large_blocks
 from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, pipeline
 from transformers.utils import logging
 
@@ -28,6 +27,7 @@ import hf_pvt
 from hf_pvt.detection.coco_masks import encode_mask
 from hf_pvt.drawing.segmentations import side_by_side
 from hf_pvt.metrics import CocoAveragePrecision
+from hf_pvt.training.heap import DEFAULT_HEAP, keep_large_blocks
 
 NAMES = {digit: f"digit {digit}" for digit in range(10)}
 LABELS = {name: digit for digit, name in NAMES.items()}
@@ -136,7 +136,7 @@ def average_precision(model: Any, processor: Any, held_out: Sequence[Scene], bat
         metric.add_batch(
             predictions=found, references=[coco_annotations(scene, first + i) for i, scene in enumerate(some)]
         )
-    return metric.compute()
+    return metric.compute() or {}
 
 
 def detections_of(results: Sequence[dict[str, Any]], side: int) -> Detections:

@@ -20,13 +20,13 @@ from digit_scenes import LARGE, SMALL, Layout, Scene, scenes
 from one_cycle import train_one_cycle
 from PIL import Image
 from torch import Tensor
-from training.heap import DEFAULT_HEAP, keep_large_blocks
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 from transformers.utils import logging
 
 import hf_pvt
 from hf_pvt.drawing.segmentations import distinct_colour
 from hf_pvt.metrics import MeanIoU
+from hf_pvt.training.heap import DEFAULT_HEAP, keep_large_blocks
 
 NAMES = {0: "background", **{digit + 1: f"digit {digit}" for digit in range(10)}}
 PALETTE = [(0, 0, 0), *(distinct_colour(digit) for digit in range(10))]
@@ -87,7 +87,7 @@ FULL = Recipe(
 
 def train(pixel_values: Tensor, labels: Tensor, recipe: Recipe, steps: int) -> hf_pvt.P2tForSemanticSegmentation:
     """A small P2T for images (N, 3, H, W) and label maps (N, H, W): AdamW, one-cycle schedule."""
-    names = {"id2label": NAMES, "label2id": {name: label for label, name in NAMES.items()}}
+    names: dict[str, Any] = {"id2label": NAMES, "label2id": {name: label for label, name in NAMES.items()}}
     model = hf_pvt.P2tForSemanticSegmentation(hf_pvt.P2tConfig(**recipe.architecture, **names))
 
     def loss_of_batch() -> Tensor:
@@ -169,7 +169,8 @@ def main() -> None:
     Image.fromarray(held_out[0].image).save(arguments.output_dir / "scene.png")
     picture = arguments.output_dir / "segmentation.png"
     draw(held_out, predictions, picture)
-    mean_iou = metric.compute()["mean_iou"]
+    scores: Any = metric.compute()
+    mean_iou = scores["mean_iou"]
     print(f"mean IoU: {mean_iou:.2%} of {len(NAMES)} labels on {len(held_out)} held-out scenes")
     print(f"model: {folder}\npicture: {picture}")
     if mean_iou < recipe.goal:

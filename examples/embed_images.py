@@ -17,17 +17,18 @@ import time
 from pathlib import Path
 
 import torch
-from batch_inference.arguments import Arguments
-from batch_inference.output_kinds import output_class
-from batch_inference.shards import summarise, write_shard
-from batch_inference.units import open_source
 from tqdm import tqdm
-from training.arguments import parse
-from training.heap import keep_large_blocks
-from training.launch import lost_processes, parent_command_lines, run_main
-from training.progress import ProgressBar
-from training.same_job import check_same_job
-from training.whole_files import MaskFiles
+
+from hf_pvt.atomic_files import MaskFiles
+from hf_pvt.batch_inference.arguments import Arguments
+from hf_pvt.batch_inference.output_kinds import output_class
+from hf_pvt.batch_inference.shards import summarise, write_shard
+from hf_pvt.batch_inference.units import open_source
+from hf_pvt.training.arguments import parse
+from hf_pvt.training.heap import keep_large_blocks
+from hf_pvt.training.launch import lost_processes, parent_command_lines, run_main
+from hf_pvt.training.progress import ProgressBar
+from hf_pvt.training.run_fingerprint import check_same_job
 
 # In the output's folder; like `_job.json`, what begins so is passed over by readers of a folder of parquet files.
 MASKS = Path("_masks")

@@ -21,33 +21,33 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, send_to_device
-from evaluation.arguments import EvaluationArguments, named_model
-from evaluation.measured_card import measured_result, read_card, write_to_card
-from evaluation.tasks import EvaluatedTask, Given, Scored, card_metrics, check_flags, preprocessing, task_of
-from evaluation.units import Units
 from torch.utils.data import Subset
-from training.arguments import parse
-from training.evaluation import Evidence, scores_of_all, together
-from training.feed import Prepare
-from training.heap import keep_large_blocks
-from training.launch import lost_processes, parent_command_lines, run_main, share_of_cores
-from training.loop import numbers_of
-from training.models import check_path
-from training.progress import ProgressBar
-from training.results import versions, write_results
-from training.same_job import check_same_job
-from training.samples import EvaluationSamples, Sample, loader
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 import hf_pvt
+from hf_pvt.evaluation.arguments import EvaluationArguments, named_model
+from hf_pvt.evaluation.measured_card import measured_result, read_card, write_to_card
+from hf_pvt.evaluation.tasks import EvaluatedTask, Given, Scored, card_metrics, check_flags, preprocessing, task_of
+from hf_pvt.evaluation.units import Units
+from hf_pvt.training.arguments import parse
+from hf_pvt.training.data.loaders import Prepare
+from hf_pvt.training.data.samples import EvaluationSamples, Sample, loader
+from hf_pvt.training.evaluators.evaluator import Evidence, scores_of_all, together
+from hf_pvt.training.heap import keep_large_blocks
+from hf_pvt.training.launch import lost_processes, parent_command_lines, run_main, share_of_cores
+from hf_pvt.training.loop import numbers_of
+from hf_pvt.training.models import check_path
+from hf_pvt.training.progress import ProgressBar
+from hf_pvt.training.results import versions, write_results
+from hf_pvt.training.run_fingerprint import check_same_job
 
 logger = get_logger(__name__)
 
@@ -109,7 +109,7 @@ def job_of(model: PreTrainedModel, processor: BaseImageProcessor, examples: Any,
     weights = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    whole = examples.dataset if isinstance(examples, Subset) else examples
+    whole: Any = examples.dataset if isinstance(examples, Subset) else examples
     if hasattr(whole, "rows"):  # of a data set with columns, which has a name for what it holds
         samples = str(whole.rows._fingerprint)
     else:
@@ -148,7 +148,7 @@ def measure(scored: Scored, units: Units, model: PreTrainedModel, arguments: Any
     with ProgressBar(total=sum(map(len, planned)), unit="image", disable=not accelerator.is_local_main_process) as bar:
         for unit, plan in plans.items():
             evidence: Evidence | None = None
-            examples, bad = 0, {}
+            examples, bad = 0, dict[str, str]()
             for _ in plan:
                 batch = next(batches)
                 bad |= batch.pop("bad")
@@ -244,7 +244,7 @@ def lines_of(metrics: dict[str, Any], scored: Scored) -> Iterator[str]:
         yield f"{name} {value:.4f}{f' ({remarks[name]})' if name in remarks else ''}"
     for name, values in metrics.items():
         if isinstance(values, list) and len(values) <= MOST_LABELS:
-            labels = zip(scored.evaluation.names, values, strict=True)
+            labels = zip(cast(Any, scored.evaluation).names, values, strict=True)
             yield f"{name}: {', '.join(f'{label} {value:.4f}' for label, value in labels)}"
 
 

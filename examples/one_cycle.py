@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from training.progress import ProgressBar
+
+from hf_pvt.training.progress import ProgressBar
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 5
 

@@ -21,7 +21,11 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
-from training.arguments import (
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+import hf_pvt
+from hf_pvt.images.image_processing_pvt import channels_of
+from hf_pvt.training.arguments import (
     UNDECAYED,
     DataArguments,
     OptimizationArguments,
@@ -33,24 +37,19 @@ from training.arguments import (
     parse,
     statistics,
 )
-from training.augmentation import BICUBIC, Mixing, RandAugment
-from training.classification_evaluation import ClassificationEvaluation
-from training.evaluation import Evaluation
-from training.feed import Feed
-from training.images import decode_image
-from training.labelled_images import Example, Labels, check_classes, open_images
-from training.launch import run_main, start
-from training.loop import Loop
-from training.models import open_model
-from training.optimization import Schedule, run_length
-from training.order import Purpose, derived_seed
-from training.results import finish, start_name
-from training.samples import Sample
-from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.image_processing_utils import BaseImageProcessor
-
-import hf_pvt
-from hf_pvt.images.image_processing_pvt import channels_of
+from hf_pvt.training.augmentation.classification import BICUBIC, Mixing, RandAugment
+from hf_pvt.training.data.decoding import decode_image
+from hf_pvt.training.data.labelled_images import Example, Labels, check_classes, open_images
+from hf_pvt.training.data.loaders import Feed
+from hf_pvt.training.data.samples import Sample
+from hf_pvt.training.data.sampling import Purpose, derived_seed
+from hf_pvt.training.evaluators.classification import ClassificationEvaluation
+from hf_pvt.training.evaluators.evaluator import Evaluation
+from hf_pvt.training.launch import run_main, start
+from hf_pvt.training.loop import Loop
+from hf_pvt.training.models import open_model
+from hf_pvt.training.optimization import Schedule, run_length
+from hf_pvt.training.results import finish, start_name
 
 logger = get_logger(__name__)
 
@@ -137,7 +136,7 @@ class ClassificationArguments:
 class TrainingView:
     """An image, cropped, flipped and augmented by chance: `pixel_values` (C, size, size), normalised, and `labels`."""
 
-    def __init__(self, task: ClassificationArguments, processor: BaseImageProcessor) -> None:
+    def __init__(self, task: Any, processor: Any) -> None:
         jitter = task.color_jitter
         self.channels = channels_of(processor.image_mean, processor.image_std)
         self.transform = v2.Compose(
@@ -166,7 +165,7 @@ class Classification:
 
     def __init__(
         self,
-        task: ClassificationArguments,
+        task: Any,
         num_labels: int,
         evaluation: Evaluation,
         validation: Iterable[Sample] | None,
@@ -199,7 +198,7 @@ def classifier(
 
 
 def schedule_of(
-    task: ClassificationArguments, optimization: OptimizationArguments, steps_per_epoch: int | None, global_batch: int
+    task: Any, optimization: OptimizationArguments, steps_per_epoch: int | None, global_batch: int
 ) -> Schedule:
     """Warm-up and cosine over the run."""
     total, warmup = run_length(optimization, steps_per_epoch)

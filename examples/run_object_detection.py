@@ -22,10 +22,12 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.utils.data import Subset
 from torchvision.transforms import v2
-from training.annotated_images import AnnotationArguments, open_annotated
-from training.annotation_census import annotation, check_annotations
-from training.annotations import Categories, Decoder, Example
-from training.arguments import (
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+import hf_pvt
+from hf_pvt.images.image_inputs import image_size
+from hf_pvt.training.arguments import (
     UNDECAYED,
     DataArguments,
     OptimizationArguments,
@@ -37,29 +39,27 @@ from training.arguments import (
     parse,
     statistics,
 )
-from training.coco_recipes import CocoRecipe, coco_recipe
-from training.detection_augmentation import scene_of, target_of, training_transform
-from training.detection_batches import padded_batch
-from training.detection_evaluation import DetectionEvaluation
-from training.detectors import open_detector
-from training.evaluation import Evaluation
-from training.feed import Feed, is_stream
-from training.launch import run_main, start
-from training.loop import Loop
-from training.optimization import Schedule, run_length
-from training.order import Purpose, derived_seed
-from training.query_detectors import STAGES, query_processor
-from training.results import finish, start_name
-from training.samples import Sample
-from transformers import PreTrainedModel
-from transformers.image_processing_utils import BaseImageProcessor
-
-import hf_pvt
-from hf_pvt.images.image_inputs import image_size
+from hf_pvt.training.augmentation.detection import scene_of, target_of, training_transform
+from hf_pvt.training.coco_recipes import CocoRecipe, coco_recipe
+from hf_pvt.training.data.annotated_images import AnnotationArguments, open_annotated
+from hf_pvt.training.data.annotation_checks import annotation, check_annotations
+from hf_pvt.training.data.annotations import Categories, Decoder, Example
+from hf_pvt.training.data.detection_batches import padded_batch
+from hf_pvt.training.data.loaders import Feed, is_stream
+from hf_pvt.training.data.samples import Sample
+from hf_pvt.training.data.sampling import Purpose, derived_seed
+from hf_pvt.training.detectors import open_detector
+from hf_pvt.training.evaluators.detection import DetectionEvaluation
+from hf_pvt.training.evaluators.evaluator import Evaluation
+from hf_pvt.training.launch import run_main, start
+from hf_pvt.training.loop import Loop
+from hf_pvt.training.optimization import Schedule, run_length
+from hf_pvt.training.query_detectors import STAGES, query_processor
+from hf_pvt.training.results import finish, start_name
 
 logger = get_logger(__name__)
 
-# What the flags are that are not given. Rates, decay, clipping and scales of the published: training/coco_recipes.py.
+# What the flags are that are not given. The published rates, decay, clipping and scales: `training.coco_recipes`.
 COCO: dict[str, Any] = {
     "num_train_epochs": 12.0,
     "warmup_steps": 500,
@@ -147,7 +147,7 @@ class DetectionArguments:
 class TrainingView:
     """An image and its objects, scaled, cut, flipped and distorted by chance: `pixel_values` (C, h, w), `labels`."""
 
-    def __init__(self, task: DetectionArguments, decode: Decoder, processor: BaseImageProcessor) -> None:
+    def __init__(self, task: Any, decode: Decoder, processor: Any) -> None:
         self.decode = decode
         names = ("scale_lowest", "random_crop", "horizontal_flip", "photometric_distortion")
         self.augment = training_transform(task.shorter_side, task.longer_side, *(getattr(task, n) for n in names))
@@ -178,7 +178,7 @@ class Detection:
 
 
 def schedule_of(
-    task: DetectionArguments,
+    task: Any,
     optimization: OptimizationArguments,
     published: CocoRecipe | None,
     steps_per_epoch: int | None,
@@ -190,6 +190,7 @@ def schedule_of(
     if peak is None and task.learning_rate_at_16 is not None:
         peak = task.learning_rate_at_16 * global_batch / 16
     elif peak is None:
+        assert published is not None  # without one there is a rate
         peak = published.learning_rate * global_batch / published.batch
     return Schedule(peak, total, warmup, WARMUP_START * peak, curve="steps", drops=tuple(task.drops))
 
@@ -209,7 +210,7 @@ def trainable(images: Any, keep_empty: bool) -> Any:
 
 def shapes(images: Any) -> Tensor | None:
     """Which images (n,) are wide; None where the sizes are not annotated."""
-    sizes = [annotation(images, number).size for number in range(len(images))]
+    sizes: Any = [annotation(images, number).size for number in range(len(images))]
     if None in sizes:
         logger.warning("--group_by_shape needs the images' sizes, which the data does not have: they are not grouped")
         return None

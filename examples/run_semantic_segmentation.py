@@ -22,7 +22,10 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from torchvision.transforms import v2
-from training.arguments import (
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
+
+import hf_pvt
+from hf_pvt.training.arguments import (
     UNDECAYED,
     DataArguments,
     OptimizationArguments,
@@ -34,25 +37,21 @@ from training.arguments import (
     parse,
     statistics,
 )
-from training.evaluation import Evaluation
-from training.feed import Feed
-from training.label_maps import Decoder, Example, open_label_maps
-from training.label_values import open_label_values
-from training.launch import run_main, start
-from training.loop import Loop
-from training.mask_census import check_masks
-from training.models import open_model
-from training.optimization import Schedule, run_length
-from training.order import Purpose, derived_seed
-from training.results import finish, start_name
-from training.samples import Sample
-from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
-from training.segmentation_evaluation import SegmentationEvaluation
-from training.segmentation_loss import LossName, SegmentationLoss
-from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
-from transformers.image_processing_utils import BaseImageProcessor
-
-import hf_pvt
+from hf_pvt.training.augmentation.segmentation import PhotometricDistortion, RandomCrop, RandomScale, chance, flip, pad
+from hf_pvt.training.data.label_values import open_label_values
+from hf_pvt.training.data.loaders import Feed
+from hf_pvt.training.data.mask_checks import check_masks
+from hf_pvt.training.data.masks import Decoder, Example, open_label_maps
+from hf_pvt.training.data.samples import Sample
+from hf_pvt.training.data.sampling import Purpose, derived_seed
+from hf_pvt.training.evaluators.evaluator import Evaluation
+from hf_pvt.training.evaluators.segmentation import SegmentationEvaluation
+from hf_pvt.training.launch import run_main, start
+from hf_pvt.training.loop import Loop
+from hf_pvt.training.models import open_model
+from hf_pvt.training.optimization import Schedule, run_length
+from hf_pvt.training.results import finish, start_name
+from hf_pvt.training.segmentation_loss import LossName, SegmentationLoss
 
 # What the flags are that are not given.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -125,7 +124,7 @@ class SegmentationArguments:
 class TrainingView:
     """An image and its labels, scaled, cropped, flipped and distorted by chance: (C, crop, crop) and (crop, crop)."""
 
-    def __init__(self, task: SegmentationArguments, decode: Decoder, processor: BaseImageProcessor) -> None:
+    def __init__(self, task: Any, decode: Decoder, processor: Any) -> None:
         self.task, self.decode = task, decode
         self.scale = RandomScale(
             task.shorter_side, task.longer_side, task.scale_lowest, task.scale_highest, processor.published_resampling
@@ -178,7 +177,7 @@ class Segmentation:
 
 
 def schedule_of(
-    task: SegmentationArguments, optimization: OptimizationArguments, steps_per_epoch: int | None, global_batch: int
+    task: Any, optimization: OptimizationArguments, steps_per_epoch: int | None, global_batch: int
 ) -> Schedule:
     """From the warm-up to zero by a power of what is left."""
     total, warmup = run_length(optimization, steps_per_epoch)

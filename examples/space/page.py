@@ -179,7 +179,7 @@ class Page:
 
     def choose_stage(self, name: str, stage: int) -> Update:
         """The stage's blocks and heads, the last block and all heads chosen."""
-        pyramid = pyramid_of(self.open(name).model)
+        pyramid: Any = pyramid_of(self.open(name).model)
         blocks = len(pyramid.encoder.layers[stage - 1].blocks)
         heads = pyramid.config.num_attention_heads[stage - 1]
         return {

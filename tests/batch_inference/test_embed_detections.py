@@ -11,8 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 import torch
-from batch_inference.arguments import Arguments
-from batch_inference.output_kinds import Detector, output_class
 from detector_checkpoints import layout_of, tiny
 from families import MASK_RCNN, P2T, PVT_V2, RETINANET, DetectorRow, tiny_detector
 from PIL import Image
@@ -20,6 +18,8 @@ from pycocotools import mask as coco_mask
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 
 import hf_pvt
+from hf_pvt.batch_inference.arguments import Arguments
+from hf_pvt.batch_inference.output_kinds import Detector, output_class
 from hf_pvt.original.pyramid_layouts import to_original
 
 SMALL = {"shortest_edge": 64, "longest_edge": 160}

@@ -16,19 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from batch_inference.arguments import Arguments
-from batch_inference.output_kinds import Embedder, output_class, png
-from batch_inference.shards import write_shard
-from batch_inference.units import open_source
 from families import P2T, PVT, PVT_V2
 from paths import SUPPORT
 from PIL import Image
 from script_runs import ENVIRONMENT
 from torch import Tensor
-from training.images import BadImageError
-from training.whole_files import MaskFiles
 
 import hf_pvt
+from hf_pvt.atomic_files import MaskFiles
+from hf_pvt.batch_inference.arguments import Arguments
+from hf_pvt.batch_inference.output_kinds import Embedder, output_class, png
+from hf_pvt.batch_inference.shards import write_shard
+from hf_pvt.batch_inference.units import open_source
+from hf_pvt.training.data.decoding import BadImageError
 
 CROP = 64
 

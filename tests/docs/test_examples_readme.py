@@ -21,7 +21,6 @@ import run_image_classification
 import run_object_detection
 import run_semantic_segmentation
 import torch
-from evaluation.arguments import EvaluationArguments, named_model
 from families import MASK_RCNN, tiny_detector
 from faster_coco_eval.core.mask import decode
 from paths import ROOT
@@ -31,10 +30,11 @@ from skimage.color import rgb2hed
 from skimage.data import immunohistochemistry
 from skimage.filters import threshold_otsu
 from sklearn.metrics import f1_score
-from training.annotated_images import AnnotationArguments
-from training.arguments import DataArguments, OptimizationArguments, RunArguments, parse
 
 import hf_pvt
+from hf_pvt.evaluation.arguments import EvaluationArguments, named_model
+from hf_pvt.training.arguments import DataArguments, OptimizationArguments, RunArguments, parse
+from hf_pvt.training.data.annotated_images import AnnotationArguments
 
 README = (ROOT / "examples" / "README.md").read_text()
 BASH = re.compile(r"^```bash\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)

@@ -15,7 +15,6 @@ import reference
 import segmentation_runs
 import torch
 from classification_runs import digits, few_steps, too_small
-from evaluation.units import Units
 from evaluation_runs import evaluate, flags, launch, units
 from hub_server import HubServer
 from huggingface_hub import metadata_load
@@ -24,10 +23,11 @@ from refusals import refusal
 from script_runs import results
 from sklearn.metrics import confusion_matrix
 from timm.data import ImageNetInfo
-from training.classification_evaluation import ClassificationEvaluation
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 import hf_pvt
+from hf_pvt.evaluation.units import Units
+from hf_pvt.training.evaluators.classification import ClassificationEvaluation
 
 VALIDATION = 201
 SIZES = [(48, 80), (64, 64), (70, 52), (33, 90), (48, 80)]

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 from card_checker import check_card
-from evaluation.imagenet_files import flat_files
-from evaluation.matched_labels import check_order, match_labels, wordnet_ids
-from evaluation.measured_card import measured_result, write_to_card
-from evaluation.units import Units
 from huggingface_hub import ModelCard, metadata_load
 from paths import ROOT
 from refusals import refusal
 from timm.data import ImageNetInfo
 
 import hf_pvt
+from hf_pvt.evaluation.imagenet_files import flat_files
+from hf_pvt.evaluation.matched_labels import check_order, match_labels, wordnet_ids
+from hf_pvt.evaluation.measured_card import measured_result, write_to_card
+from hf_pvt.evaluation.units import Units
 
 CARDS = ROOT / "model_cards"
 IMAGENET = list(hf_pvt.imagenet_1k_id2label().values())

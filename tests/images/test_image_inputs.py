@@ -13,11 +13,11 @@ import tifffile
 import torch
 from families import PVT_V2
 from PIL import Image
-from training.images import BadImageError, decode_image
 from transformers import AutoImageProcessor, pipeline
 
 import hf_pvt
 from hf_pvt.images.image_inputs import logger, readable
+from hf_pvt.training.data.decoding import BadImageError, decode_image
 
 GENERATOR = np.random.default_rng(0)
 DEEP = GENERATOR.integers(0, 65536, (48, 64), dtype=np.uint16)

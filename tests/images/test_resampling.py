@@ -9,13 +9,13 @@ from PIL import Image
 from run_semantic_segmentation import RECIPES, SegmentationArguments, TrainingView
 from scipy.ndimage import map_coordinates
 from sklearn.datasets import load_sample_image
-from training.label_maps import Decoder
-from training.label_values import LabelValues
-from training.scene_augmentation import RandomScale
 from transformers import AutoImageProcessor
 
 import hf_pvt
 from hf_pvt.images.resampling import between_neighbours, resized
+from hf_pvt.training.augmentation.segmentation import RandomScale
+from hf_pvt.training.data.label_values import LabelValues
+from hf_pvt.training.data.masks import Decoder
 
 PHOTO = load_sample_image("china.jpg")  # (427, 640, 3)
 BACKENDS = (hf_pvt.PvtSegmentationImageProcessor, hf_pvt.PvtSegmentationImageProcessorPil)

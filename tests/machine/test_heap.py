@@ -20,7 +20,7 @@ FAULTS_OF_STEPS = """
 import json, resource, sys
 sys.path.insert(0, sys.argv.pop(1))
 import run_image_classification
-from training.loop import Loop
+from hf_pvt.training.loop import Loop
 one_step, faults = Loop._one_step, []
 
 def counted(self, batches):
@@ -39,7 +39,7 @@ import json, os, resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from training.heap import keep_large_blocks
+from hf_pvt.training.heap import keep_large_blocks
 
 def memory():
     status = Path("/proc/self/status").read_text()

@@ -15,8 +15,8 @@ from script_runs import ENVIRONMENT
 KILLER = """
 import importlib, json, os, shutil, signal, sys
 from pathlib import Path
-from training import checkpoints
-from training.loop import Loop
+from hf_pvt.training import checkpoints
+from hf_pvt.training.loop import Loop
 
 script = importlib.import_module(sys.argv[1])
 argv, output = json.loads(sys.argv[2]), Path(sys.argv[3])

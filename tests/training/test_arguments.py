@@ -8,7 +8,8 @@ import pytest
 from refusals import refusal
 from run_image_classification import ClassificationArguments
 from run_semantic_segmentation import SegmentationArguments
-from training.arguments import (
+
+from hf_pvt.training.arguments import (
     CHANGEABLE,
     DataArguments,
     OptimizationArguments,

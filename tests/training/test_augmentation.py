@@ -9,9 +9,9 @@ from PIL import Image
 from run_image_classification import RECIPES, Classification, ClassificationArguments, TrainingView
 from torch import nn
 from torch.nn import functional as F
-from training.augmentation import OPERATIONS, Mixing, RandAugment
 
 import hf_pvt
+from hf_pvt.training.augmentation.classification import OPERATIONS, Mixing, RandAugment
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from training import checkpoints
-from training.checkpoints import CheckpointError
+
+from hf_pvt.training import checkpoints
+from hf_pvt.training.checkpoints import CheckpointError
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ FULL = """
 import resource, sys, torch
 from pathlib import Path
 from accelerate import Accelerator
-from training import checkpoints
+from hf_pvt.training import checkpoints
 accelerator = Accelerator(cpu=True)
 model = torch.nn.Linear(100, 100)
 model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))

@@ -10,7 +10,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torchvision import tv_tensors
-from training.detection_augmentation import (
+
+import hf_pvt
+from hf_pvt.detection.coco_annotations import detection_target
+from hf_pvt.training.augmentation.detection import (
     RandomCrop,
     RandomResize,
     WithoutEmptyBoxes,
@@ -18,11 +21,8 @@ from training.detection_augmentation import (
     target_of,
     training_transform,
 )
-from training.detection_batches import padded_batch
-from training.order import EpochOrder
-
-import hf_pvt
-from hf_pvt.detection.coco_annotations import detection_target
+from hf_pvt.training.data.detection_batches import padded_batch
+from hf_pvt.training.data.sampling import EpochOrder
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg"))  # 640 x 427
 SIZE = PHOTO.height, PHOTO.width

@@ -24,14 +24,14 @@ from families import (
     tiny_detector,
 )
 from torch import nn
-from training.arguments import OptimizationArguments, fill
-from training.coco_recipes import coco_recipe
-from training.detectors import open_detector
-from training.optimization import parameter_groups
 
 import hf_pvt
 from hf_pvt.detection.parts.loss_terms import LossTerm, means
 from hf_pvt.original.detector_layouts import DETECTOR_LAYOUTS
+from hf_pvt.training.arguments import OptimizationArguments, fill
+from hf_pvt.training.coco_recipes import coco_recipe
+from hf_pvt.training.detectors import open_detector
+from hf_pvt.training.optimization import parameter_groups
 
 STEPS_PER_EPOCH = 7330  # COCO's 117,266 images with objects, in steps of 16
 

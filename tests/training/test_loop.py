@@ -18,8 +18,9 @@ from run_image_classification import Classification
 from safetensors.torch import load_file
 from script_runs import weights
 from torch import nn
-from training.checkpoints import CheckpointError
-from training.launch import TrainingError
+
+from hf_pvt.training.checkpoints import CheckpointError
+from hf_pvt.training.launch import TrainingError
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import torch
 from accelerate import PartialState
 from checkpoints import FIELDS, mmsegmentation, published, segmenter
 from families import P2T, PVT, PVT_V2, Family
-from training.models import open_model
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation, PreTrainedModel
 
 import hf_pvt
+from hf_pvt.training.models import open_model
 
 CLASSIFIER = AutoModelForImageClassification
 NAMES = ["cat", "dog", "cow"]

@@ -10,7 +10,8 @@ from families import P2T, PVT, PVT_V2, PVT_V2_LINEAR, Family
 from run_image_classification import RECIPES
 from run_semantic_segmentation import RECIPES as SCENES
 from torch import nn
-from training.optimization import Schedule, parameter_groups, set_learning_rate
+
+from hf_pvt.training.optimization import Schedule, parameter_groups, set_learning_rate
 
 # PVT's class token is the classifier's alone.
 MODELS = [(PVT, "classifier"), (PVT, "segmenter"), (PVT_V2, "segmenter"), (P2T, "segmenter")]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from one_cycle import train_one_cycle
 from torch import nn
-from training.progress import ProgressBar
+
+from hf_pvt.training.progress import ProgressBar
 
 
 class Terminal(io.StringIO):

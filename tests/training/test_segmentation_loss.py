@@ -15,10 +15,10 @@ from segmentation_runs import configuration, flags, run, write_png
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training.segmentation_loss import SegmentationLoss, soft_dice_loss
 from transformers import PreTrainedConfig
 
 from hf_pvt.metrics import MeanIoU
+from hf_pvt.training.segmentation_loss import SegmentationLoss, soft_dice_loss
 
 IGNORED = 255
 CONFIG = PreTrainedConfig(semantic_loss_ignore_index=IGNORED, semantic_loss_class_weights=None)

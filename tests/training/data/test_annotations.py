@@ -13,15 +13,15 @@ from PIL import Image
 from pycocotools import mask as reference_mask
 from pycocotools.coco import COCO
 from refusals import refusal
-from training.annotated_images import AnnotationArguments, Rows, as_objects, open_annotated
-from training.annotation_census import check_annotations
-from training.annotations import Categories, Decoder, Example, as_xywh
-from training.arguments import DataArguments
-from training.coco_json import coco_images
-from training.detection_evaluation import DetectionView
-from training.images import BadImageError
 
 import hf_pvt
+from hf_pvt.training.arguments import DataArguments
+from hf_pvt.training.data.annotated_images import AnnotationArguments, Rows, as_objects, open_annotated
+from hf_pvt.training.data.annotation_checks import check_annotations
+from hf_pvt.training.data.annotations import Categories, Decoder, Example, as_xywh
+from hf_pvt.training.data.coco_json import coco_images
+from hf_pvt.training.data.decoding import BadImageError
+from hf_pvt.training.evaluators.detection import DetectionView
 
 WIDTH, HEIGHT = 60, 40
 CATEGORIES = [{"id": 7, "name": "cell"}, {"id": 3, "name": "nucleus"}]  # not in the order of their ids

@@ -8,7 +8,8 @@ import datasets
 import pytest
 from classification_runs import digits, few_steps, launch, run, too_small
 from refusals import refusal
-from training.images import BadImageError
+
+from hf_pvt.training.data.decoding import BadImageError
 
 
 @pytest.fixture(scope="module")

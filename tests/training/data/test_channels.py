@@ -10,20 +10,20 @@ import run_image_classification
 import run_semantic_segmentation
 import tifffile
 import torch
-from batch_inference.arguments import Arguments
-from batch_inference.output_kinds import Embedder
 from classification_runs import flags, run, too_small
 from families import PVT_V2
 from PIL import Image
 from script_runs import reset, results
-from training.arguments import DataArguments, leave_colours, statistics
-from training.images import BadImageError
-from training.label_maps import Decoder, Example
-from training.label_values import LabelValues
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation, pipeline
 
 import hf_pvt
+from hf_pvt.batch_inference.arguments import Arguments
+from hf_pvt.batch_inference.output_kinds import Embedder
 from hf_pvt.images.image_processing_pvt import channel_statistics
+from hf_pvt.training.arguments import DataArguments, leave_colours, statistics
+from hf_pvt.training.data.decoding import BadImageError
+from hf_pvt.training.data.label_values import LabelValues
+from hf_pvt.training.data.masks import Decoder, Example
 
 GENERATOR = np.random.default_rng(0)
 LEVELS = (6_000, 40_000)  # of 65,535: in 8 bits 23 and 156, clipped to 8 bits white and white

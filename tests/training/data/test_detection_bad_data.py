@@ -10,7 +10,8 @@ import pytest
 from detection_runs import annotate, annotated_scenes, by_hand, detector, flags, launch, run
 from families import MASK_RCNN, RETINANET
 from script_runs import weights
-from training.images import BadImageError
+
+from hf_pvt.training.data.decoding import BadImageError
 
 Content = dict[str, Any]
 

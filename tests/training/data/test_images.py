@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from training.images import BadImageError, decode_image, open_image
+
+from hf_pvt.training.data.decoding import BadImageError, decode_image, open_image
 
 
 def png(width: int = 8, height: int = 8) -> bytes:

@@ -16,13 +16,14 @@ from accelerate import Accelerator
 from PIL import Image
 from refusals import refusal
 from segmentation_runs import configuration, flags, run, write_png
-from training import mask_census
-from training.arguments import DataArguments
-from training.images import BadImageError
-from training.label_maps import Decoder, Example, Pairs, mask_pixels, open_label_maps
-from training.label_values import LabelValues, in_words, open_label_values
-from training.mask_census import Census, check_masks
 from transformers import AutoConfig
+
+from hf_pvt.training.arguments import DataArguments
+from hf_pvt.training.data import mask_checks as mask_census
+from hf_pvt.training.data.decoding import BadImageError
+from hf_pvt.training.data.label_values import LabelValues, in_words, open_label_values
+from hf_pvt.training.data.mask_checks import Census, check_masks
+from hf_pvt.training.data.masks import Decoder, Example, Pairs, mask_pixels, open_label_maps
 
 BINARY = {"0": "background", "255": "lesion"}
 

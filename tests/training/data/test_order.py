@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from training.order import EpochOrder, EvaluationShare, Place, Purpose, TrainingBatches, derived_seed, seeded
+
+from hf_pvt.training.data.sampling import (
+    EpochOrder,
+    EvaluationShare,
+    Place,
+    Purpose,
+    TrainingBatches,
+    derived_seed,
+    seeded,
+)
 
 LENGTH, GLOBAL_BATCH, SEED = 53, 12, 7
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from classification_runs import digits, few_steps, run, too_small
 from refusals import refusal
-from training.arguments import DataArguments
-from training.label_maps import open_label_maps
-from training.labelled_images import open_images
+
+from hf_pvt.training.arguments import DataArguments
+from hf_pvt.training.data.labelled_images import open_images
+from hf_pvt.training.data.masks import open_label_maps
 
 
 def write(path: Path, rows: Sequence[Sequence[str]], encoding: str = "utf-8") -> str:

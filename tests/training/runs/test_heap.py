@@ -14,8 +14,8 @@ import evaluate_model
 import pytest
 import run_image_classification
 import script_runs
-import training.launch
-from training import heap
+
+from hf_pvt.training import heap, launch
 
 
 class Asked(Exception):
@@ -42,7 +42,7 @@ def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Each script, where it gets the function, what it does next, and the flags that take it there.
 SCRIPTS = {
-    "train": (run_image_classification, training.launch, "share_of_cores", ["--train_dir", "x"]),
+    "train": (run_image_classification, launch, "share_of_cores", ["--train_dir", "x"]),
     "evaluate": (evaluate_model, evaluate_model, "lost_processes", ["model", "--validation_dir", "x"]),
     "embed": (embed_images, embed_images, "lost_processes", ["--model_name_or_path", "model"]),
     "demo_classification": (demo_classification, demo_classification, "digits", []),

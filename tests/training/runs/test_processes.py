@@ -22,14 +22,15 @@ from classification_runs import SCRIPT, digits, flags, launch, run, too_small
 from PIL import Image
 from script_runs import ENVIRONMENT, results
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from training import launch as launch_module
-from training.arguments import DataArguments, RunArguments
-from training.feed import Feed
-from training.images import BadImageError, decode_image
-from training.labelled_images import Labels, Rows
-from training.launch import TrainingError, lost_processes, run_main, sentence, share_of_cores
-from training.samples import Sample
-from training.sources import open_split
+
+from hf_pvt.training import launch as launch_module
+from hf_pvt.training.arguments import DataArguments, RunArguments
+from hf_pvt.training.data.decoding import BadImageError, decode_image
+from hf_pvt.training.data.labelled_images import Labels, Rows
+from hf_pvt.training.data.loaders import Feed
+from hf_pvt.training.data.samples import Sample
+from hf_pvt.training.data.sources import open_split
+from hf_pvt.training.launch import TrainingError, lost_processes, run_main, sentence, share_of_cores
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from hub_server import TOKEN, HubServer
 from PIL import Image
 from run_image_classification import RECIPES
 from script_runs import results, weights
-from training.classification_evaluation import ClassificationView
-from training.results import save_model
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hf_pvt
+from hf_pvt.training.evaluators.classification import ClassificationView
+from hf_pvt.training.results import save_model
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from script_runs import weights
 from torch import Tensor, nn
-from training import loop
-from training.detectors import open_detector
-from training.launch import TrainingError
 from transformers import AutoModelForObjectDetection, DetrForObjectDetection
 
 from hf_pvt.detection.coco_masks import draw_mask, encode_mask
+from hf_pvt.training import loop
+from hf_pvt.training.detectors import open_detector
+from hf_pvt.training.launch import TrainingError
 
 KINDS = (RETINANET, MASK_RCNN)
 FILE = "model.safetensors"

@@ -24,18 +24,19 @@ from refusals import refusal
 from safetensors.torch import load_file
 from segmentation_runs import configuration, flags, run, write_png
 from torch import nn
-from training import scene_augmentation, segmentation_evaluation
-from training.arguments import DataArguments, OptimizationArguments, RunArguments
-from training.images import BadImageError
-from training.label_maps import Decoder, Example, csv_pairs, folder_pairs, open_label_maps
-from training.label_values import LabelValues
-from training.scene_augmentation import PhotometricDistortion, RandomCrop, RandomScale
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import hf_pvt
 from hf_pvt.drawing.segmentations import side_by_side
 from hf_pvt.heads.synchronized_batch_norm import SynchronizedBatchNorm2d
 from hf_pvt.metrics import MeanIoU
+from hf_pvt.training.arguments import DataArguments, OptimizationArguments, RunArguments
+from hf_pvt.training.augmentation import segmentation as scene_augmentation
+from hf_pvt.training.augmentation.segmentation import PhotometricDistortion, RandomCrop, RandomScale
+from hf_pvt.training.data.decoding import BadImageError
+from hf_pvt.training.data.label_values import LabelValues
+from hf_pvt.training.data.masks import Decoder, Example, csv_pairs, folder_pairs, open_label_maps
+from hf_pvt.training.evaluators import segmentation as segmentation_evaluation
 
 NAMES = ["sky", "wall", "tree"]
 LABELS = LabelValues(NAMES, [0, 1, 2], frozenset({255}))
