@@ -23,7 +23,8 @@ from repository import image_processor
 from sources import Source, fetched, read_source
 from tasks import task_of
 from transformers.utils import logging
-from whole_folder import written_whole
+
+from hf_pvt.atomic_files import written_whole
 
 
 def main() -> None:

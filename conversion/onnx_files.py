@@ -12,7 +12,8 @@ from onnx_graph import write_graph
 from onnx_precision import write_half, write_quantized
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
-from whole_folder import written_whole
+
+from hf_pvt.atomic_files import written_whole
 
 # The names that transformers.js and Optimum know.
 FOLDER, PLAIN, HALF, QUANTIZED = "onnx", "model.onnx", "model_fp16.onnx", "model_quantized.onnx"

@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.generic import ModelOutput
-from whole_folder import written_whole
 
 import hf_pvt
+from hf_pvt.atomic_files import written_whole
 from hf_pvt.detection.configuration_detector import DetectorConfig
 from hf_pvt.detection.modeling_detector import Detector
 from hf_pvt.published.variants import variant_of

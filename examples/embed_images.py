@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from hf_pvt.atomic_files import MaskFiles
 from hf_pvt.batch_inference.arguments import Arguments
+from hf_pvt.batch_inference.mask_files import MaskFiles
 from hf_pvt.batch_inference.output_kinds import output_class
 from hf_pvt.batch_inference.shards import summarise, write_shard
 from hf_pvt.batch_inference.units import open_source

@@ -1,11 +1,16 @@
-"""Files that are whole or not there, and label maps as PNG files that are named after their images."""
+"""Files and folders that are whole or not there."""
 
 import json
 import os
+import shutil
 import socket
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 def unfinished(path: Path) -> Path:
@@ -25,36 +30,27 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-class MaskFiles:
-    """The files of one folder, which have their keys' names but for the suffix.
+@contextmanager
+def written_whole(output: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `output` when the block ends well, and vanishes when it does not.
 
-    Args:
-        root: names are relative to it.
-        folder: in `root`.
+    Raises:
+        FileExistsError: `output` exists, and `overwrite` is not set.
+        OSError: the disk is full or the folder cannot be written.
     """
-
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.root, self.folder = root, folder
-        self.keys: dict[Path, str] = {}
-
-    def name(self, key: str) -> Path:
-        """The file of a key.
-
-        Raises ValueError for a key that leads out of the folder, or one whose file another key has.
-        """
-        relative = PurePosixPath(key.lstrip("/"))
-        if ".." in relative.parts or not relative.name:
-            raise ValueError(f"the key {key!r} cannot be a mask's file; leave --masks_as_files out.")
-        file = self.folder / relative.with_suffix(".png")
-        if file in self.keys:
-            raise ValueError(f"the masks of {self.keys[file]} and {key} would both be {file}; rename one.")
-        self.keys[file] = key
-        return file
-
-    def write(self, keys: Sequence[str], masks: Sequence[bytes]) -> list[str]:
-        """The files' names."""
-        files = [self.name(key) for key in keys]
-        for file, mask in zip(files, masks, strict=True):
-            (self.root / file).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.root / file, mask)
-        return [file.as_posix() for file in files]
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; choose another folder, or replace it with --overwrite.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        whole = temporary / "whole"
+        whole.mkdir()
+        try:
+            yield whole
+        except SafetensorError as error:  # what a full disk is called there
+            raise OSError(f"cannot write {output}: {error}") from error
+        if output.exists():
+            output.rename(temporary / "replaced")
+        whole.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -23,8 +23,8 @@ from script_runs import ENVIRONMENT
 from torch import Tensor
 
 import hf_pvt
-from hf_pvt.atomic_files import MaskFiles
 from hf_pvt.batch_inference.arguments import Arguments
+from hf_pvt.batch_inference.mask_files import MaskFiles
 from hf_pvt.batch_inference.output_kinds import Embedder, output_class, png
 from hf_pvt.batch_inference.shards import write_shard
 from hf_pvt.batch_inference.units import open_source

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..atomic_files import MaskFiles, unfinished, write_json
+from ..atomic_files import unfinished, write_json
 from ..images.image_inputs import image_size
 from ..training.data.decoding import BadImageError, decode_image
 from .arguments import Arguments
+from .mask_files import MaskFiles
 from .model_output import Inputs, Output, Size
 from .units import Row
 

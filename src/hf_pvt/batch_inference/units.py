@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import MaskFiles
 from ..training.arguments import DataArguments
 from ..training.data import sources
 from .arguments import Arguments
+from .mask_files import MaskFiles
 
 # A row of a source: the image's file, its key in the output, its name in messages.
 Row = tuple[Any, str, str]
