@@ -71,7 +71,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from families import FAMILIES, perturb
-from hf_pvt.pyramid import PyramidBlock
+from hf_pvt.pyramid.pyramid import PyramidBlock
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
