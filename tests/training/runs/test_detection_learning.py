@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import run_object_detection as script
 from detection_runs import annotated_scenes, by_hand, detector, flags, run
-from families import ATSS, CASCADE_MASK_RCNN, GFL, RETINANET, SPARSE_RCNN, DetectorRow
+from families import CASCADE_MASK_RCNN, GFL, RETINANET, SPARSE_RCNN, DetectorRow
 from torch import Tensor, nn
 from transformers import AutoModelForObjectDetection
 
@@ -59,7 +59,6 @@ def learnt(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     """The run of a kind of detector from scratch, once."""
     runs: dict[str, tuple[DetectorRow, dict[str, Any], int]] = {
         "retinanet": (RETINANET, RETINANET_FIELDS, 160),
-        "atss": (ATSS, SQUARE_FIELDS, 120),
         "gfl": (GFL, SQUARE_FIELDS, 120),
         "cascade_mask_rcnn": (CASCADE_MASK_RCNN, CASCADE_FIELDS, 90),
         "sparse_rcnn": (SPARSE_RCNN, SPARSE_FIELDS, 140),
@@ -75,7 +74,7 @@ def learnt(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     return of
 
 
-@pytest.mark.parametrize("kind", ["retinanet", "atss", "gfl", "cascade_mask_rcnn", "sparse_rcnn"])
+@pytest.mark.parametrize("kind", ["retinanet", "gfl", "cascade_mask_rcnn", "sparse_rcnn"])
 def test_learns_digit_scenes(kind: str, data: Path, learnt: Callable[[str], Learnt]) -> None:
     """Held-out digits on other parts of the photographs; pycocotools finds the same scores for the model folder."""
     folder, metrics, losses = learnt(kind)
