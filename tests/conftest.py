@@ -3,7 +3,10 @@
 A test without a marker is of the quick tier: no child process, 20 seconds, the same whatever ran before it.
 """
 
+import ctypes
+import gc
 import os
+import platform
 import random
 import subprocess
 from collections.abc import Iterator
@@ -47,6 +50,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def refuse(self: Any, command: Any, *args: Any, **kwargs: Any) -> None:
     self._child_created = False  # what Popen.__del__ asks
     raise AssertionError(f"the quick tier starts no process, here {command}: mark it processes")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_back() -> Iterator[None]:
+    """What a file's tests have freed, which scripts that ran in this process told glibc to keep."""
+    yield
+    if platform.libc_ver()[0] == "glibc":
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(params=FAMILIES, ids=str)
