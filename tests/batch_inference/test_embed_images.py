@@ -220,7 +220,7 @@ def test_killed_and_started_again(
     flags = {"model_name_or_path": classifier, "input_dir": photos, "unit_size": 3, "batch_size": 2}
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     # Of each shard's two batches; the sixth is the third shard's second.
-    dying = [SUPPORT / "die_at.py", "batch_inference.output_kinds", "Embedder.__call__", "5", "embed_images"]
+    dying = [SUPPORT / "die_at.py", "hf_pvt.batch_inference.output_kinds", "Embedder.__call__", "5", "embed_images"]
     command = [sys.executable, *dying, *words, "--output_dir", tmp_path / "killed"]
     killed = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -1,6 +1,6 @@
 """A script of examples/ in a process that kills itself, as the system would, where a function is called too often.
 
-    python die_at.py evaluation.units Units.write 3 evaluate_model ARGUMENTS
+    python die_at.py hf_pvt.evaluation.units Units.write 3 evaluate_model ARGUMENTS
 
 dies at the fourth call of `Units.write` and leaves three units.
 """
