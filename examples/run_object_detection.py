@@ -59,7 +59,7 @@ from hf_pvt.training.results import finish, start_name
 
 logger = get_logger(__name__)
 
-# What the flags are that are not given. The published rates, decay, clipping and scales: `hf_pvt.training.coco_recipes`.
+# What the flags are that are not given. The published rates, decay, clipping, scales: `hf_pvt.training.coco_recipes`.
 COCO: dict[str, Any] = {
     "num_train_epochs": 12.0,
     "warmup_steps": 500,

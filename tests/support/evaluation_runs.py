@@ -40,7 +40,13 @@ def launch(
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     script = [str(SCRIPT)]
     if killed_after is not None:
-        script = [str(SUPPORT / "die_at.py"), "hf_pvt.evaluation.units", "Units.write", str(killed_after), "evaluate_model"]
+        script = [
+            str(SUPPORT / "die_at.py"),
+            "hf_pvt.evaluation.units",
+            "Units.write",
+            str(killed_after),
+            "evaluate_model",
+        ]
     command = [sys.executable, *(launcher if processes > 1 else []), *script, *argv]
     return subprocess.run(
         command, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, timeout=240
