@@ -87,8 +87,7 @@ class Loop:
         run, optimization = self.run, self.optimization
         if run.gradient_checkpointing:
             # Transformers 6 drops the old name, 5.17 lacks the new one.
-            enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable()
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # type: ignore[operator]
         if run.channels_last:
             model.to(memory_format=torch.channels_last)
         if run.compile:
