@@ -94,5 +94,5 @@ def test_folders_of_0_1_0(tmp_path: Path) -> None:
         assert type(model).__module__.startswith("hf_pvt.")
         assert type(AutoImageProcessor.from_pretrained(tmp_path / name)).__module__.startswith("hf_pvt.")
         with torch.no_grad():
-            logits = model.eval()(recorded["pixel_values"]).logits
-        assert (logits - recorded[name]).abs().max() < 1e-5 * recorded[name].abs().max()
+            logits = model.double().eval()(recorded["pixel_values"].double()).logits  # float32 rounds by processor
+        assert (logits - recorded[name]).abs().max() < 1e-9 * recorded[name].abs().max()
