@@ -69,7 +69,7 @@ def build(candidate: str, model: str, checkpointing: bool) -> Any:
 def training_step(candidate: str, model: str, case: Case) -> tuple[Callable[[], None], nn.Module]:
     """A step, and what it trains. To be called in a process of its own, whose heap it may set."""
     if candidate == "ours":
-        from examples.training.heap import keep_large_blocks
+        from hf_pvt.training.heap import keep_large_blocks
 
         keep_large_blocks()
     torch.manual_seed(0)
