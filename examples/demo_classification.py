@@ -124,6 +124,7 @@ def main() -> None:
     if not arguments.default_heap:
         keep_large_blocks()
     recipe = FULL if arguments.full else SHORT
+    epochs = recipe.epochs if arguments.epochs is None else arguments.epochs
     logging.disable_progress_bar()
     torch.manual_seed(0)
     folder = arguments.output_dir / "digits-pvt-v2"
@@ -131,7 +132,7 @@ def main() -> None:
     train_images, test_images, train_labels, test_labels = digits()
     processor = PvtImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_convert_rgb=True)
     pixel_values = processor(train_images, return_tensors="pt")["pixel_values"]
-    model = train(pixel_values, torch.from_numpy(train_labels), arguments.epochs or recipe.epochs)
+    model = train(pixel_values, torch.from_numpy(train_labels), epochs)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -136,7 +136,8 @@ def average_precision(model: Any, processor: Any, held_out: Sequence[Scene], bat
         metric.add_batch(
             predictions=found, references=[coco_annotations(scene, first + i) for i, scene in enumerate(some)]
         )
-    return metric.compute() or {}
+    scores: Any = metric.compute()
+    return scores
 
 
 def detections_of(results: Sequence[dict[str, Any]], side: int) -> Detections:
@@ -202,6 +203,7 @@ def main() -> None:
     if not arguments.default_heap:
         keep_large_blocks()
     recipe = FULL if arguments.full else SHORT
+    steps = recipe.steps if arguments.steps is None else arguments.steps
     side = recipe.layout.side
     logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
@@ -211,7 +213,7 @@ def main() -> None:
     learnt = scenes(recipe.scenes, held_out=False, seed=0, overlapping=True, layout=recipe.layout)
     annotations = [coco_annotations(scene, index) for index, scene in enumerate(learnt)]
     batch = processor([scene.image for scene in learnt], annotations, return_tensors="pt")
-    model = train(batch["pixel_values"], batch["labels"], recipe, arguments.steps or recipe.steps)
+    model = train(batch["pixel_values"], batch["labels"], recipe, steps)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

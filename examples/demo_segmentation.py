@@ -144,6 +144,7 @@ def main() -> None:
     if not arguments.default_heap:
         keep_large_blocks()
     recipe = FULL if arguments.full else SHORT
+    steps = recipe.steps if arguments.steps is None else arguments.steps
     logging.disable_progress_bar()
     torch.manual_seed(0)
     folder = arguments.output_dir / "digit-scenes-p2t"
@@ -151,7 +152,7 @@ def main() -> None:
     processor = hf_pvt.segmentation_image_processor(size={"height": recipe.layout.side, "width": recipe.layout.side})
     learnt = scenes(recipe.scenes, held_out=False, seed=0, layout=recipe.layout)
     batch = processor([scene.image for scene in learnt], [scene.label_map for scene in learnt], return_tensors="pt")
-    model = train(batch["pixel_values"], batch["labels"], recipe, arguments.steps or recipe.steps)
+    model = train(batch["pixel_values"], batch["labels"], recipe, steps)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -61,6 +61,14 @@ def memory_goes_back() -> Iterator[None]:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@pytest.fixture
+def own_warnings(recwarn: pytest.WarningsRecorder) -> pytest.WarningsRecorder:
+    """What this test warns of: whatever other tests have left open is collected before."""
+    gc.collect()
+    recwarn.clear()
+    return recwarn
+
+
 @pytest.fixture(params=FAMILIES, ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
     """Each of the three families."""

@@ -19,13 +19,13 @@ SMALL = {"shortest_edge": 96, "longest_edge": 160}
 
 
 @pytest.fixture
-def silent(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> Any:
-    """Not a word of warning; what other tests left open may be collected, and warned of, at any time."""
+def silent(caplog: pytest.LogCaptureFixture, own_warnings: pytest.WarningsRecorder) -> Any:
+    """Not a word of warning."""
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING):
         yield
     assert [record.getMessage() for record in caplog.records] == []
-    assert [str(warning.message) for warning in recwarn if warning.category is not ResourceWarning] == []
+    assert [str(warning.message) for warning in own_warnings] == []
 
 
 def arguments(detector: DetectorRow, folder: Path | None) -> dict[str, Any]:

@@ -322,7 +322,7 @@ def test_no_split_modules(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
-def test_pipelines(family: Family, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+def test_pipelines(family: Family, caplog: pytest.LogCaptureFixture, own_warnings: pytest.WarningsRecorder) -> None:
     """Classification and features of a real photograph: what the model gives by hand, and not a word of warning."""
     photo = Image.fromarray(load_sample_image("flower.jpg"))
     processor = PvtImageProcessor(size={"height": 64, "width": 64})
@@ -338,7 +338,7 @@ def test_pipelines(family: Family, caplog: pytest.LogCaptureFixture, recwarn: py
     assert [result["score"] for result in results] == pytest.approx(scores.sort(descending=True).values.tolist())
     torch.testing.assert_close(torch.tensor(features), expected)
     assert [record.getMessage() for record in caplog.records] == []
-    assert [str(warning.message) for warning in recwarn if warning.category is not ResourceWarning] == []
+    assert [str(warning.message) for warning in own_warnings] == []
 
 
 def test_feed_forwards_differ_as_published() -> None:

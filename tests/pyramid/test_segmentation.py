@@ -373,7 +373,7 @@ def test_classifiers_of_known_types_need_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
-def test_pipeline(family: Family, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+def test_pipeline(family: Family, caplog: pytest.LogCaptureFixture, own_warnings: pytest.WarningsRecorder) -> None:
     """Masks of a real photograph at its own size, those of the model by hand, without a word of warning."""
     photo = Image.fromarray(load_sample_image("flower.jpg"))
     model, processor = build(family), hf_pvt.segmentation_image_processor(size={"shortest_edge": 96})
@@ -388,4 +388,4 @@ def test_pipeline(family: Family, caplog: pytest.LogCaptureFixture, recwarn: pyt
         mask = torch.from_numpy(np.array(result["mask"])) > 0
         assert mask.equal(labels == int(result["label"].removeprefix("LABEL_")))
     assert [record.getMessage() for record in caplog.records] == []
-    assert [str(warning.message) for warning in recwarn if warning.category is not ResourceWarning] == []
+    assert [str(warning.message) for warning in own_warnings] == []
