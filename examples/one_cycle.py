@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +32,12 @@ def train_one_cycle(
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps)
     progress = ProgressBar(range(steps), desc=title, unit="step")
+    ends: list[float] = []  # of the steps before
     for step in progress:
-        if step == WARM_UP_STEPS:
-            start = time.perf_counter()
-        elif step == WARM_UP_STEPS + TIMED_STEPS:
-            seconds = (time.perf_counter() - start) / TIMED_STEPS * steps
+        ends.append(time.perf_counter())
+        if step == WARM_UP_STEPS + TIMED_STEPS:
+            # The median: one step may have waited for something else.
+            seconds = steps * median(later - earlier for earlier, later in pairwise(ends[WARM_UP_STEPS:]))
             progress.write(f"{title}: about {seconds:.0f} s for {steps} steps on this machine")
         loss = loss_of_batch()
         optimizer.zero_grad()
