@@ -30,7 +30,7 @@ def test_training_step(model: str) -> None:
     for candidate in training.CANDIDATES:
         if lacking(candidate, model, 64) is None:
             assert measured(candidate, model, 2)["seconds"] > 0, candidate
-    few, many = measured("ours", model, 2), measured("ours", model, 32)
+    few, many = measured("ours", model, 2), measured("ours", model, 128)
     assert many["seconds"] > 2 * few["seconds"]
     assert many["extra_mib"] > 2 * few["extra_mib"] > 0
 
